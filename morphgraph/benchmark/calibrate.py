@@ -6,14 +6,12 @@ Of every network some kernels are kept, rather those that take long and of which
 little so far; what the next network is like follows from where the profile is worst.
 """
 
-import platform
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,9 +22,10 @@ from morphgraph.calibration.progress import Progress, no_progress
 from morphgraph.device import DeviceProfile, Kernel, Predictor
 from morphgraph.device.kernels import BYTES, around, dense_rule
 from morphgraph.device.profile import measurements
-from morphgraph.errors import ArgumentError, UnsupportedError
+from morphgraph.errors import ArgumentError, MorphWarning, UnsupportedError
 from morphgraph.passes.analysis.measured import kernel_of
 from morphgraph.runtimes import Executed, Runtime, Session, find_runtime
+from morphgraph.runtimes.host import processor, version_of
 from morphgraph.version import __version__
 
 MINUTES = 5.0
@@ -136,6 +135,15 @@ class _Calibration:
         self.references.append(self._whole(*self.reference, REFERENCE_RUNS))
         self._again()
         progress("calibrate", most, most)
+        enough = len(self.wrong) * PER_NETWORK
+        if len(self.kernels) < enough:
+            warnings.warn(
+                f"the profile has {len(self.kernels)} measurements; below {enough} it has not seen "
+                "every family of networks, and guesses at what it has not: go on with --resume "
+                "(resume=), and give it more minutes and kernels",
+                MorphWarning,
+                stacklevel=3,
+            )
         return self.profile(final=True)
 
     def _again(self) -> None:
@@ -250,8 +258,8 @@ class _Calibration:
             runtime=self.runtime.name,
             threads=self.threads,
             kernels=measurements(self.kernels, self._microseconds()),
-            machine=_processor(),
-            versions={"morphgraph": __version__, **_version_of(self.runtime.name)},
+            machine=processor(),
+            versions={"morphgraph": __version__, **version_of(self.runtime.name)},
             measured=date.today().isoformat(),
             noise=float(np.std(references) / np.mean(references)) if len(references) else 0.0,
             reference=self._speed(),
@@ -358,20 +366,3 @@ def _as_written(executed: Executed, own: _Written | None) -> Kernel:
     result = kernel.outputs[0]
     inputs = ((operand[0], own.channels, *operand[2:]), own.weight, *more)
     return replace(kernel, inputs=inputs, outputs=((result[0], own.weight[0], *result[2:]),))
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version_of(runtime: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    package = {"ort": "onnxruntime"}.get(runtime.partition(":")[0], runtime.partition(":")[0])
-    with suppress(PackageNotFoundError):
-        return {package: version(package)}
-    return {}

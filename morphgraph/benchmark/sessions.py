@@ -63,16 +63,18 @@ def random_feeds(
 
     Floats are standard normal. Integers are 0 or 1, which is a valid index wherever one is wanted.
     A leading axis that the model leaves open gets ``batch``, or 1; ``shapes`` gives whole shapes of
-    inputs by name, and ``assumed`` the sizes of other axes that are left open.
+    inputs by name, which other inputs follow where they call an open size the same, and ``assumed``
+    the sizes of other axes that are left open.
 
     Raises:
         ModelError: another axis is open and nothing is assumed of it, the model fixes a size at
-            another number, or has no such input.
+            another number, or has no such input; or ``shapes`` has another batch.
         UnsupportedError: an input is no tensor of numbers.
     """
     generator = np.random.default_rng(seed)
     feeds: Arrays = {}
     left_over = dict(shapes or {})
+    named = _named_sizes(session, left_over)
     for declared in session.inputs:
         where = f"{name}: input '{escape(declared.name)}'"
         requested = left_over.pop(declared.name, None)
@@ -84,12 +86,44 @@ def random_feeds(
                 known[axis] if axis and axis < len(known) and not isinstance(n, int) else n
                 for axis, n in enumerate(declared.shape)
             ]
+            sizes = [_as_named(n, axis, named, batch, where) for axis, n in enumerate(sizes)]
             shape = tuple(_size(n, axis, batch, where) for axis, n in enumerate(sizes))
         feeds[declared.name] = random_array(generator, shape, declared.dtype)
     if left_over:
         unknown = escape(next(iter(left_over)))
         raise ModelError(f"{name}: has no input '{unknown}' to give a shape to")
     return feeds
+
+
+def _named_sizes(
+    session: Session, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, str]]:
+    """By the names of open sizes those that given shapes have there, and of which input."""
+    found: dict[str, tuple[int, str]] = {}
+    for declared in session.inputs:
+        for size, name in zip(shapes.get(declared.name, ()), declared.shape, strict=False):
+            if isinstance(name, str) and name:
+                found.setdefault(name, (size, declared.name))
+    return found
+
+
+def _as_named(
+    size: int | str | None,
+    axis: int,
+    named: Mapping[str, tuple[int, str]],
+    batch: int | None,
+    where: str,
+) -> int | str | None:
+    """An open size whose name another input's shape has given a number to, else as it is."""
+    if not isinstance(size, str) or size not in named:
+        return size
+    given, other = named[size]
+    if axis == 0 and batch is not None and batch != given:
+        raise ModelError(
+            f"{where} has as many samples as input '{escape(other)}' (both call it "
+            f"'{escape(size)}'), whose shape has {given}, and not {batch}; give one batch"
+        )
+    return given
 
 
 def _fitting(shape: Shape, declared: Sequence[int | str | None], where: str) -> Shape:

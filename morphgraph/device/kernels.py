@@ -90,11 +90,11 @@ class Kernel:
             weights = float(sum(math.prod(shape) for shape in self.inputs[1:3]))
             arithmetic = weights * self.inputs[0][0]
         moved -= weights
-        passed = float(sum(map(math.prod, self.outputs))) if self._passes_again else 0.0
+        passed = float(sum(map(math.prod, self.outputs))) if self.passes_again else 0.0
         return np.array([1.0, arithmetic, weights, max(moved, 0.0), passed])
 
     @property
-    def _passes_again(self) -> bool:
+    def passes_again(self) -> bool:
         """Whether results are read once more for a fused activation.
 
         A maximum with 0 is done where they are made. Of others ONNX Runtime computes all results
@@ -120,7 +120,7 @@ class Kernel:
     def _sizes(self, block: int) -> FloatArray:
         if (convolution := _convolution(self)) is not None:
             sizes = convolution.features(block, len(self.inputs) > _WITH_SUM)
-            return np.append(sizes, float(self._passes_again))
+            return np.append(sizes, float(self.passes_again))
         if (product := _product(self)) is not None:
             batch, rows, inner, columns = product
             return np.array([*map(math.log2, (batch, rows, inner, _padded(columns, block)))])

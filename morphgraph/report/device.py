@@ -3,6 +3,7 @@
 import msgspec
 
 from morphgraph.device import DeviceProfile
+from morphgraph.device.predictor import ENOUGH
 from morphgraph.report.tables import Report, number_column, plain, share, table_of
 from morphgraph.version import __version__
 
@@ -14,7 +15,8 @@ class KindRow(msgspec.Struct, frozen=True):
         kind: what runs alike.
         measured: how many were.
         block: channels that are computed together; 1 where width costs evenly.
-        error: spread of what the others predict of each measurement, as a share.
+        error: spread of what the others predict of each measurement, as a share; one that is
+            assumed where fewer than 5 were measured.
     """
 
     kind: str
@@ -63,7 +65,7 @@ def device_report(profile: DeviceProfile) -> Report:
         ("kernels", lambda row: row.kind),
         (number_column("measured", plain), lambda row: row.measured),
         (number_column("block", plain), lambda row: row.block),
-        (number_column("error", share), lambda row: row.error),
+        (number_column("error", share), lambda row: row.error if row.measured >= ENOUGH else None),
     )
     head = [
         ("device", f"{profile.machine or 'unknown'}, {profile.threads} thread(s)"),

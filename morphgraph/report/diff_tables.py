@@ -30,8 +30,8 @@ def diff_report(result: Diff) -> Report:
 
 _COLUMNS = (
     Column("layer"),
-    Column("op"),
-    Column("output"),
+    Column("op", minor=1),
+    Column("output", minor=2),
     Column("new output"),
     number_column("MACs"),
     number_column("new MACs"),

@@ -8,7 +8,7 @@ files that anybody may have written: they are escaped, and never taken for marku
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from morphgraph.onnx_io import escape
@@ -106,16 +106,22 @@ def change(before: float, after: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's title and how its values are read; numbers stand to the right."""
+    """A column's title and how its values are read; numbers stand to the right.
+
+    Attributes:
+        minor: a terminal without room leaves it out, the column with the highest number first; it
+            stays at 0.
+    """
 
     title: str
     show: Callable[[Cell], str] = plain
     right: bool = False
+    minor: int = 0
 
 
-def number_column(title: str, show: Callable[[Cell], str] = amount) -> Column:
+def number_column(title: str, show: Callable[[Cell], str] = amount, *, minor: int = 0) -> Column:
     """A column of numbers."""
-    return Column(title, show, right=True)
+    return Column(title, show, right=True, minor=minor)
 
 
 def columns(*titles: Column | str) -> list[Column]:
@@ -253,7 +259,11 @@ def _text(report: Report, color: bool, width: int | None) -> str:
             console.print()
         if table.title:
             console.print(Text(table.title, "bold"))
-        console.print(_rich_table(table, console), soft_wrap=False)
+        fitting, narrow = _fitting(table, console.width)
+        console.print(_rich_table(fitting, console), soft_wrap=False, crop=False)
+        if narrow:
+            titles = ", ".join(narrow)
+            console.print(Text(f"no room for {titles}: --format json has all"), soft_wrap=True)
         left_out = len(table.rows) - len(table.rows[: table.most])
         if left_out:
             console.print(Text(f"and {left_out} more, which --format json lists"), soft_wrap=True)
@@ -262,6 +272,61 @@ def _text(report: Report, color: bool, width: int | None) -> str:
     for line in report.foot:
         console.print(Text(line), soft_wrap=True)
     return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
+
+
+_BETWEEN = 3
+"""Columns of a terminal between two of a table."""
+_LEAST = 4
+"""Characters of a column whose words are broken, for want of room."""
+_LONG_WORD, _SHORT_CELL = 20, 14
+"""Characters up to which a word is not broken, as a layer's name, and up to which a cell is not."""
+
+
+def _fitting(table: Table, width: int) -> tuple[Table, list[str]]:
+    """The table without the minor columns that there is no room for, and the titles of these."""
+    least, kept = _least_widths(table), [*range(len(table.columns))]
+    left_out: list[int] = []
+    while sum(least[place] + _BETWEEN for place in kept) - _BETWEEN > width:
+        last = max(kept, key=lambda place: table.columns[place].minor)
+        if not table.columns[last].minor:
+            break
+        kept.remove(last)
+        left_out.append(last)
+    fitting = replace(
+        table,
+        columns=[table.columns[place] for place in kept],
+        rows=[[row[place] for place in kept] for row in table.rows],
+    )
+    return fitting, [table.columns[place].title for place in sorted(left_out)]
+
+
+def _least_widths(table: Table) -> list[int]:
+    """Per column the characters without which a number or a word is broken."""
+    rows = table.readable()[: table.most]
+    widths = []
+    for place, column in enumerate(table.columns):
+        words = [row[place] for row in rows]
+        if not column.right:
+            parts = [[cell] if len(cell) <= _SHORT_CELL else cell.split() for cell in words]
+            words = [word[:_LONG_WORD] for part in parts for word in part]
+        widths.append(max(map(len, [*column.title.split(), *words]), default=0))
+    return widths
+
+
+def _widths(table: Table, least: Sequence[int], room: int) -> list[int]:
+    """The widths of columns that fit into the room: text gets what is left, the longest first."""
+    widths = [*least]
+    rows = [[column.title for column in table.columns], *table.readable()[: table.most]]
+    wanted = [
+        least[place] if column.right else max(len(row[place]) for row in rows)
+        for place, column in enumerate(table.columns)
+    ]
+    for _ in range(room - sum(least)):
+        short = [want - width for want, width in zip(wanted, widths, strict=True)]
+        if max(short) <= 0:
+            break
+        widths[short.index(max(short))] += 1
+    return widths
 
 
 def _rich_table(table: Table, console: "Console") -> "RichTable":
@@ -281,9 +346,12 @@ def _rich_table(table: Table, console: "Console") -> "RichTable":
         shown.add_row(*map(Text, row))
     unbounded = console.options.update(width=_ENDLESS)
     if console.measure(shown, options=unbounded).maximum > console.width:
-        # Titles of numbers break first, so that names keep the room.
-        for index, column in enumerate(table.columns):
-            if column.right:
-                texts = [*column.title.split(), *(row[index] for row in rows)]
-                shown.columns[index].max_width = max(map(len, texts))
+        # Titles of numbers break first, so that names keep the room; numbers never break.
+        least = _least_widths(table)
+        room = console.width - _BETWEEN * (len(least) - 1)
+        if sum(least) > room:
+            pairs = zip(table.columns, least, strict=True)
+            least = [width if column.right else min(width, _LEAST) for column, width in pairs]
+        for each, width in zip(shown.columns, _widths(table, least, room), strict=True):
+            each.width = width
     return shown

@@ -1,5 +1,6 @@
 """What ``bench`` prints for people: times, and where they went."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from morphgraph.benchmark import (
@@ -24,6 +25,7 @@ from morphgraph.report.tables import (
 _LAYERS_SHOWN = 12
 _KINDS_SHOWN = 3
 _WORTH_SHOWING = 0.005  # of a network's time
+_DISTURBED = 1.5  # times what a run takes
 
 
 def timing_report(points: Sequence[BenchResult]) -> Report:
@@ -31,12 +33,38 @@ def timing_report(points: Sequence[BenchResult]) -> Report:
     first = points[0]
     if len(points) == 1:
         title = f"{_clock(first)} in ms, {first.threads} thread(s) per operator"
-        return Report(first, [_times(points, title), *_profiles(first)], foot=[first.verdict])
+        return Report(
+            first,
+            [_times(points, title), *_profiles(first)],
+            foot=[first.verdict, *_disturbed(first)],
+        )
     tables = [_times(points, "times in ms")]
     for point in points:
         tables += _profiles(point, f"{_point(point)}: ")
     sweep = BenchSweep(tuple(points))
-    return Report(sweep, tables, foot=[f"{_point(point)}: {point.verdict}" for point in points])
+    foot = [
+        f"{_point(point)}: {line}"
+        for point in points
+        for line in (point.verdict, *_disturbed(point))
+    ]
+    return Report(sweep, tables, foot=foot)
+
+
+def _disturbed(result: BenchResult) -> list[str]:
+    """Of profiles that are far from the times above: what they can be taken for."""
+    if result.clock != "cpu":
+        return []
+    medians = {(timing.name, timing.runtime): timing.p50_ms for timing in result.models}
+    told = []
+    for one in result.profiles:
+        median = medians[one.model, one.runtime]
+        if one.after_ms > _DISTURBED * median:
+            told.append(
+                f"The profiled runs of {one.model} took {one.after_ms:.3g} ms by the clock on the "
+                f"wall, of which the processor worked some {median:.3g} ms: other programs ran "
+                "beside. Take their milliseconds for shares."
+            )
+    return told
 
 
 def _clock(result: BenchResult) -> str:
@@ -55,21 +83,22 @@ _Row = tuple[BenchResult, ModelTiming]
 def _times(points: Sequence[BenchResult], title: str) -> Table:
     rows: list[_Row] = [(point, timing) for point in points for timing in point.models]
     several = len({timing.runtime for _, timing in rows}) > 1
+    batches = bool(points[1:]) and any(point.batch is not None for point in points)
     columns: list[tuple[Column | str, Callable[[_Row], Cell]] | None] = [
         ("model", lambda row: row[1].name),
         ("runtime", lambda row: row[1].runtime) if several else None,
         (number_column("threads", plain), lambda row: row[0].threads) if points[1:] else None,
-        (number_column("batch", plain), lambda row: row[0].batch) if points[1:] else None,
-        ("clock", lambda row: row[0].clock) if points[1:] else None,
-        (number_column("min", _decimal), lambda row: row[1].min_ms),
+        (number_column("batch", plain), lambda row: row[0].batch) if batches else None,
+        (Column("clock", minor=1), lambda row: row[0].clock) if points[1:] else None,
+        (number_column("min", _decimal, minor=6), lambda row: row[1].min_ms),
         (number_column("p50", _decimal), lambda row: row[1].p50_ms),
-        (number_column("p90", _decimal), lambda row: row[1].p90_ms),
-        (number_column("p99", _decimal), lambda row: row[1].p99_ms),
-        (number_column("runs", plain), lambda row: row[1].runs),
-        (number_column("cv", share), lambda row: row[1].cv),
+        (number_column("p90", _decimal, minor=3), lambda row: row[1].p90_ms),
+        (number_column("p99", _decimal, minor=7), lambda row: row[1].p99_ms),
+        (number_column("runs", plain, minor=4), lambda row: row[1].runs),
+        (number_column("cv", share, minor=5), lambda row: row[1].cv),
         (number_column("speed-up", _decimal), lambda row: row[1].speedup),
         ("95 %", lambda row: _interval(row[1].speedup_interval)),
-        (number_column("FLOPs ratio", _decimal), lambda row: row[1].flops_ratio),
+        (number_column("FLOPs ratio", _decimal, minor=2), lambda row: row[1].flops_ratio),
         ("convs out of blocks", lambda row: _outside(row[1].convolutions)),
         ("note", lambda row: "unstable" if row[1].unstable else None),
     ]
@@ -96,19 +125,12 @@ def _profiles(result: BenchResult, prefix: str = "") -> list[Table]:
 
 def _profile(profile: Profile, prefix: str) -> list[Table]:
     """Where the time went: kinds of kernels, then the layers that hold most of what was missed."""
-    total = max(profile.before_ms, profile.after_ms)
-    worth = [
-        row
-        for row in profile.layers
-        if (row.after_ms if profile.base is None else row.missed_ms) >= _WORTH_SHOWING * total
-    ]
-    shown, rest = worth[:_LAYERS_SHOWN], len(profile.layers) - len(worth[:_LAYERS_SHOWN])
-    behind = f" ({rest} more in the JSON)" if rest else ""
     if profile.base is None:
-        head = f"{prefix}{profile.model} in {profile.runtime}: ms"
+        head = f"{prefix}{profile.model} in {profile.runtime}: wall ms by the profiler,"
+        shown, behind = _most(profile, lambda row: row.after_ms)
         return [
             table_of(
-                profile.kinds,
+                [*profile.kinds, _all(profile)],
                 ("kernel", lambda row: row.name),
                 (number_column("runs", plain), lambda row: sum(row.after.values())),
                 *_alone(profile),
@@ -122,27 +144,52 @@ def _profile(profile: Profile, prefix: str) -> list[Table]:
                 title=f"{head} by layer{behind}",
             ),
         ]
-    head = f"{prefix}{profile.model} against {profile.base} in {profile.runtime}: ms"
+    against = f"{profile.model} against {profile.base} in {profile.runtime}"
+    head = f"{prefix}{against}: wall ms by the profiler,"
     kinds = table_of(
-        profile.kinds,
+        [*profile.kinds, _all(profile)],
         ("kernel", lambda row: row.name),
         ("runs", lambda row: f"{sum(row.before.values())} -> {sum(row.after.values())}"),
         *_BEFORE_AFTER,
         title=f"{head} by kind",
     )
+    order = "most missed of what FLOPs promised first"
+    shown, behind = _most(profile, lambda row: row.missed_ms)
     if not shown:
-        return [kinds]
+        order = "longest first, as FLOPs promised"
+        shown, behind = _most(profile, lambda row: row.after_ms)
     layers = table_of(
         shown,
         ("layer", lambda row: row.name),
         *_BEFORE_AFTER,
-        (number_column("time left", share), lambda row: _left(row.before_ms, row.after_ms)),
+        (
+            number_column("time left", share, minor=1),
+            lambda row: _left(row.before_ms, row.after_ms),
+        ),
         (number_column("FLOPs left", share), lambda row: _left(row.flops_before, row.flops_after)),
         (number_column("missed", _decimal), lambda row: row.missed_ms),
         ("kernels", _change),
-        title=f"{head} by layer, most missed of what FLOPs promised first{behind}",
+        title=f"{head} by layer, {order}{behind}",
     )
     return [kinds, layers]
+
+
+def _most(profile: Profile, time: Callable[[TimeRow], float]) -> tuple[list[TimeRow], str]:
+    """The layers with most of a time, where it is worth showing, and how many there are beside."""
+    least = _WORTH_SHOWING * max(profile.before_ms, profile.after_ms)
+    worth = sorted((row for row in profile.layers if time(row) >= least), key=lambda r: -time(r))
+    shown = worth[:_LAYERS_SHOWN]
+    rest = len(profile.layers) - len(shown)
+    return shown, f" ({rest} more in the JSON)" if rest else ""
+
+
+def _all(profile: Profile) -> TimeRow:
+    """The row below all kinds of kernels: what they add up to."""
+    before, after = Counter[str](), Counter[str]()
+    for row in profile.kinds:
+        before.update(row.before)
+        after.update(row.after)
+    return TimeRow("all", profile.before_ms, profile.after_ms, before, after)
 
 
 _RowColumn = tuple[Column, Callable[[TimeRow], Cell]]
@@ -150,7 +197,7 @@ _RowColumn = tuple[Column, Callable[[TimeRow], Cell]]
 _BEFORE_AFTER: tuple[_RowColumn, ...] = (
     (number_column("before", _decimal), lambda row: row.before_ms),
     (number_column("after", _decimal), lambda row: row.after_ms),
-    (number_column("saved", _decimal), lambda row: row.saved_ms),
+    (number_column("saved", _decimal, minor=2), lambda row: row.saved_ms),
 )
 
 

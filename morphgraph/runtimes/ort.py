@@ -7,8 +7,9 @@ make there; most other values keep their names.
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ _RUNTIME = "ONNX Runtime"
 _OPTIMIZED = "optimized.onnx"
 _NCHWC = "com.microsoft.nchwc"
 _NCHWC_SUFFIX = "_nchwc"
+_CAST_PREFIX = "InsertedPrecisionFreeCast_"
+_TOKEN = re.compile(r"_token_[0-9]+$")
 _REORDERS = ("ReorderInput", "ReorderOutput")  # take a value into the blocked layout and back
 _SUM_INPUT = 3  # of a convolution there
 _EVENT_SUFFIX = "_kernel_time"
@@ -273,12 +276,28 @@ def _made(node: onnx.NodeProto, nodes: Nodes) -> tuple[str, ...]:
     Nodes of the blocked layout are named after the value, others after the node that they stand for
     and what has changed it: ``layer/MatMulAddFusion``.
     """
-    kept = tuple(name for name in node.output if name in nodes.makers)
-    value = node.name.rpartition(_NCHWC_SUFFIX)[0]
-    if kept or value in nodes.makers:
+    kept = tuple(filter(None, (_known(name, nodes.makers) for name in node.output)))
+    value = _known(node.name.rpartition(_NCHWC_SUFFIX)[0], nodes.makers)
+    if kept or value:
         return kept or (nodes.behind(value, most=_taken_in(node)),)
-    named = nodes.named_after(node.name)
+    named = nodes.named_after(node.name) or nodes.named_after(_without_additions(node.name))
     return () if named is None else named.makes
+
+
+def _known(name: str, names: Container[str]) -> str:
+    """The one of the names that ONNX Runtime has made a name of; empty for none."""
+    return next((each for each in (name, _without_additions(name)) if each in names), "")
+
+
+def _without_additions(name: str) -> str:
+    """A name without what ONNX Runtime puts before and behind it.
+
+    Before: a value in single precision, where the model has half. Behind: a second of its name.
+
+    >>> _without_additions("InsertedPrecisionFreeCast_relu"), _without_additions("conv_token_90")
+    ('relu', 'conv')
+    """
+    return _TOKEN.sub("", name.removeprefix(_CAST_PREFIX))
 
 
 def _taken_in(node: onnx.NodeProto) -> int:

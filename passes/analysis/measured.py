@@ -5,6 +5,7 @@ kernel's time then follows its sizes as the device's profile has them: a stairca
 What a channel costs is therefore the secant over a block of channels, not a slope.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,15 +15,20 @@ import numpy as np
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import BYTES, around, channels_of_a_group, reads_all
+from morphgraph.device.predictor import ENOUGH
 from morphgraph.device.profile import TABLE
+from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
-from morphgraph.onnx_io import static_shape
+from morphgraph.onnx_io import escape, static_shape
 from morphgraph.onnx_io.runtime import random_inputs
 from morphgraph.passes.analysis.liveness import liveness
 from morphgraph.passes.analysis.polynomial import Cost, Part
 from morphgraph.runtimes import Executed, find_runtime
+from morphgraph.runtimes.host import processor, version_of
 
 MILLISECONDS = 1e-3
+_GUESSED = 0.3
+"""Share of a network's time that may be of kernels which were hardly measured, without a word."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,11 @@ class MeasuredCost(Cost):
         )
         # Sizes that the graph counts at another batch than the kernels ran on.
         self._base = [self._kernel_at(place, graph.widths, near) for place in range(len(kernels))]
+
+    @property
+    def times(self) -> FloatArray:
+        """Milliseconds of every kernel at the present widths, ``[kernels]``."""
+        return self._now
 
     @cached_property
     def step(self) -> IntArray:
@@ -342,7 +353,63 @@ def measured_cost(
     session = runtime.session(graph.model, profile.threads)
     executed = session.executed(one_sample(graph))
     told = [(kernel_of(each), each.layer, each.origins) for each in executed]
-    return MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
+    _warn_of_others(profile, [kernel for kernel, *_ in told])
+    measured = MeasuredCost(graph, profile, place_kernels(graph, told), kind, size)
+    _warn_of_guesses(profile, measured)
+    return measured
+
+
+def _warn_of_others(profile: DeviceProfile, kernels: Sequence[Kernel]) -> None:
+    """Say where a profile is not of this machine, or knows less than this version measures."""
+    if profile.runtime == TABLE:
+        return
+    there = {"processor": profile.machine, **profile.versions}
+    here = {"processor": processor(), **version_of(profile.runtime)}
+    differ = [name for name in here if there.get(name) and there[name] != here[name]]
+    if differ:
+        warnings.warn(
+            f"device '{escape(profile.name)}': was measured with "
+            f"{', '.join(f'{name} {escape(there[name])}' for name in differ)}, and here is "
+            f"{', '.join(f'{name} {here[name]}' for name in differ)}: its milliseconds are those "
+            "of there; calibrate here (`morphgraph calibrate`) unless the network will run there",
+            MorphWarning,
+            stacklevel=2,
+        )
+    fused = sorted({each.activation for each in kernels if each.passes_again})
+    if fused and not any(each.activation for each in profile.kernels):
+        warnings.warn(
+            f"device '{escape(profile.name)}': was measured without what activations cost that are "
+            f"fused into kernels, as older versions did, and this network has such "
+            f"({', '.join(fused)}): it may take longer than is said; calibrate again "
+            "(`morphgraph calibrate`)",
+            MorphWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_guesses(profile: DeviceProfile, cost: MeasuredCost) -> None:
+    """Say of which kernels the profile has too few measurements, if much time is theirs."""
+    kinds = profile.predictor.kinds
+    guessed: dict[str, float] = {}
+    for placed, time in zip(cost.kernels, cost.times, strict=True):
+        kind = placed.kernel.kind
+        if kind not in kinds or kinds[kind].process is None:
+            guessed[kind] = guessed.get(kind, 0.0) + float(time)
+    share = sum(guessed.values()) / max(float(cost.times.sum()), 1e-12)
+    if share > _GUESSED:
+        longest = sorted(guessed, key=lambda kind: -guessed[kind])[:3]
+        remedy = (
+            "add lines to the table"
+            if profile.runtime == TABLE
+            else "go on with `morphgraph calibrate --resume`, or measure the plan"
+        )
+        warnings.warn(
+            f"device '{escape(profile.name)}': {share:.0%} of the time is of kernels of which "
+            f"it has fewer than {ENOUGH} measurements ({', '.join(longest)}), and is "
+            f"guessed: {remedy}",
+            MorphWarning,
+            stacklevel=2,
+        )
 
 
 def one_sample(graph: ChannelGraph) -> Arrays:

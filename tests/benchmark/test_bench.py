@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -86,6 +87,25 @@ def test_an_open_batch_is_filled_and_inputs_are_reproducible(tmp_path: Path) -> 
         assert not np.array_equal(feeds["x"], random_feeds(session, "chain", batch, seed=2)["x"])
     more = mg.bench([path], seconds=0.1, batch=512).models[0].p50_ms
     assert more > 3 * mg.bench([path], seconds=0.1, batch=16).models[0].p50_ms
+
+
+def test_inputs_that_call_a_size_the_same_follow_a_given_shape() -> None:
+    """A shape of one input says the samples of the others, which ONNX Runtime would refuse."""
+    model = onnx.parser.parse_model(
+        """
+        <opset_import: ["": 20], ir_version: 9>
+        pair (float[N,4] x, float[N,4] z, float[M,4] w) => (float[N,4] y, float[M,4] v) {
+            y = Add(x, z)  v = Relu(w)
+        }"""
+    )
+    session = find_runtime("ort").session(model)
+    feeds = random_feeds(session, "pair", None, seed=0, shapes={"x": (3, 4)})
+    assert {name: array.shape[0] for name, array in feeds.items()} == {"x": 3, "z": 3, "w": 1}
+    feeds = random_feeds(session, "pair", 5, seed=0, shapes={"w": (2, 4)})
+    assert {name: array.shape[0] for name, array in feeds.items()} == {"x": 5, "z": 5, "w": 2}
+    with pytest.raises(mg.ModelError, match=r"'z' has as many samples as input 'x'.* 3, and"):
+        random_feeds(session, "pair", 5, seed=0, shapes={"x": (3, 4)})
+    assert mg.bench([model], seconds=0.01, input_shapes={"x": (3, 4)}).models[0].runs >= 10
 
 
 def test_integers_are_valid_indices(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Calibration, latency as a cost, and budgets that are met, where all times follow a law."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,10 +19,17 @@ from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import dense_rule, reads_all
 from morphgraph.device.profile import measurements
-from morphgraph.errors import ArgumentError, BudgetError, ModelError, UnsupportedError
+from morphgraph.errors import (
+    ArgumentError,
+    BudgetError,
+    ModelError,
+    MorphWarning,
+    UnsupportedError,
+)
 from morphgraph.onnx_io import static_shape
 from morphgraph.passes.analysis.measured import MeasuredCost, kernel_of, one_sample
 from morphgraph.runtimes import Runtime, Spent, find_runtime
+from morphgraph.runtimes.host import processor, version_of
 from morphgraph.testing import model_from_text
 
 FOLDER = Path(__file__).parent
@@ -488,3 +497,78 @@ def test_reading_a_layout_off_the_widths(profile: DeviceProfile) -> None:
     on, off = graph.widths.copy(), graph.widths.copy()
     on[group.index], off[group.index] = 112, 111
     assert cost.at(off) > 1.3 * cost.at(on)  # the law: twice the time off the layout
+
+
+def test_a_profile_of_another_place_is_told() -> None:
+    """In one line: which, what differs there, and what to do; not where all is as it was."""
+    graph = net()
+    kernels = [
+        kernel_of(one)
+        for one in find_runtime("ort").session(graph.model).executed(one_sample(graph))
+    ]
+    here = DeviceProfile(
+        "ort",
+        1,
+        measurements(kernels, [5.0] * len(kernels)),
+        machine=processor(),
+        versions={"morphgraph": "0.0.1", **version_of("ort")},
+        name="board",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*and is guessed")
+        mg.cost(net(), "latency", device=here)
+        mg.cost(
+            net(), "latency", device=msgspec.structs.replace(here, runtime="table", machine="phone")
+        )
+    there = msgspec.structs.replace(here, machine="Z80", versions={"onnxruntime": "1.0.0"})
+    with pytest.warns(MorphWarning, match=r"'board'.* Z80, onnxruntime 1\.0\.0.*calibrate here"):
+        mg.cost(net(), "latency", device=there)
+
+
+def test_a_profile_without_activations_is_told() -> None:
+    """Versions before did not measure them: MobileNetV2 came out a quarter faster than it is."""
+    clipped = mg.lift(
+        model_from_text("""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,16,8,8] x, float[16,16,3,3] a) => (float[1,16,6,6] y)
+        { h = Conv(x, a)  i = Sigmoid(h)  y = LeakyRelu(i) }""")
+    )
+    relu = mg.lift(
+        model_from_text("""<ir_version: 9, opset_import: ["": 20]>
+        net (float[1,16,8,8] x, float[16,16,3,3] a) => (float[1,16,6,6] y)
+        { h = Conv(x, a)  y = Relu(h) }""")
+    )
+    executed = find_runtime("ort").session(relu.model).executed(one_sample(relu))
+    kernels = [kernel_of(one) for one in executed]
+    assert any(kernel.activation for kernel in kernels)
+    old = [replace(kernel, activation="") for kernel in kernels]
+    before = DeviceProfile("ort", 1, measurements(old, [9.0] * len(old)), name="before")
+    with pytest.warns(MorphWarning, match=r"'before'.*\(Sigmoid\).*calibrate again"):
+        mg.cost(clipped, "latency", device=before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*and is guessed")
+        now = DeviceProfile("ort", 1, measurements(kernels, [9.0] * len(kernels)))
+        mg.cost(clipped, "latency", device=now)
+        mg.cost(relu, "latency", device=before)  # it costs nothing
+        mg.cost(clipped, "latency", device=msgspec.structs.replace(before, runtime="table"))
+
+
+def test_a_profile_of_few_measurements_is_told() -> None:
+    with pytest.warns(MorphWarning, match=r"has 20 measurements; below 144 .*--resume"):
+        calibrate(_runtime(), kernels=20)
+
+
+def test_what_a_profile_can_only_guess_at_is_told(profile: DeviceProfile) -> None:
+    dense = [one for one in profile.kernels if "Conv dense" in one.kernel.kind]
+    few = msgspec.structs.replace(
+        profile, kernels=[*dense[:1], *(one for one in profile.kernels if one not in dense)]
+    )
+    with pytest.warns(MorphWarning, match=r"% of the time .* than 5 .*Conv dense.*--resume"):
+        mg.cost(net(), "latency", device=few)
+    table = msgspec.structs.replace(few, runtime="table")
+    with pytest.warns(MorphWarning, match=r"is guessed: add lines to the table"):
+        mg.cost(net(), "latency", device=table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mg.cost(net(), "latency", device=profile)

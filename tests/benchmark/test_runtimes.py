@@ -330,3 +330,57 @@ def test_a_kernel_keeps_its_node_through_a_change_of_type() -> None:
     session = find_runtime("ort").session(onnx.parser.parse_model(text))
     (convolution,) = [one for one in session.operators() if one.layout is not None]
     assert convolution.layer == "output 'y'"
+
+
+def test_layers_of_half_precision_keep_their_names() -> None:
+    """Values that ONNX Runtime computes in single precision are renamed, those of blocks too."""
+    text = """
+    <opset_import: ["": 20], ir_version: 9>
+    net (float16[1,16,8,8] x, float16[16,16,3,3] v, float16[16,16,3,3] w, float16[16,16,3,3] u)
+        => (float16[1,16,6,6] y) {
+        [first] a = Conv <pads=[1,1,1,1]> (x, v)  [act] b = Relu(a)
+        [second] c = Conv <pads=[1,1,1,1]> (b, w)  [sum] d = Add(c, b)  [behind] e = Relu(d)
+        [third] y = Conv(e, u)
+    }"""
+    kernel = np.ones((16, 16, 3, 3), np.float16)
+    model = _with_constants(text, dict.fromkeys("vwu", kernel))
+    operators = find_runtime("ort").session(model).operators()
+    layers = {one.layer: set(one.origins) for one in operators if one.layout is not None}
+    assert layers.keys() == {"first", "second", "third"}
+    assert sorted(name for names in layers.values() for name in names) == sorted(
+        ["first", "act", "second", "sum", "behind", "third"]
+    )
+
+
+def test_layers_in_int8_keep_their_names() -> None:
+    """ONNX Runtime numbers names that it uses twice: ``conv_token_3``."""
+    text = """
+    <opset_import: ["": 20], ir_version: 9>
+    net (float[1,4,8,8] x, float s, uint8 z, int8[8,4,3,3] w, float ws, int8 wz)
+        => (float[1,8,6,6] y) {
+        [q] xq = QuantizeLinear(x, s, z)  [d] xd = DequantizeLinear(xq, s, z)
+        [wd] k = DequantizeLinear(w, ws, wz)
+        [conv] a = Conv(xd, k)
+        [qa] aq = QuantizeLinear(a, s, z)  [da] y = DequantizeLinear(aq, s, z)
+    }"""
+    constants = {
+        "s": np.float32(0.1),
+        "z": np.uint8(128),
+        "w": np.ones((8, 4, 3, 3), np.int8),
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+    }
+    model = _with_constants(text, constants)
+    operators = find_runtime("ort").session(model).operators()
+    (convolution,) = [one for one in operators if "Conv" in one.op_type]
+    assert convolution.op_type == "QLinearConv"
+    assert convolution.layer == "conv"
+
+
+def _with_constants(text: str, constants: dict[str, Any]) -> onnx.ModelProto:
+    """A model in ONNX's text, some of whose inputs are constants."""
+    model = onnx.parser.parse_model(text)
+    for name, value in constants.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+        model.graph.input.remove(next(one for one in model.graph.input if one.name == name))
+    return model
