@@ -92,13 +92,34 @@ def model_file(path: Path) -> Path:
     """
     file = model_place(path)
     if file.is_dir():
-        folder = folder_of(file)
-        names = _names(file, () if folder is None else folder.parts)
         raise ModelError(
-            f"{escape(str(file))}: holds several models ({names}); give the ONNX file (`analyze`, "
-            "`plan`, `apply` and `shrink` take them as one)"
+            f"{escape(str(file))}: holds several models ({_part_names(file)}), and one ONNX file "
+            "is wanted: give it (`analyze`, `plan`, `apply`, `shrink`, `expand`, `verify`, `diff`, "
+            "`bench` and `report` take the folder as one network)"
         )
     return file
+
+
+def model_places(paths: Sequence[Path]) -> list[Path]:
+    """What is to be loaded for models that stand beside each other: files alone, or folders alone.
+
+    Raises: as :func:`model_place`, and
+        ModelError: one is a file, and another one several; or their files have other names.
+    """
+    places = [model_place(path) for path in paths]
+    several = [place for place in places if place.is_dir()]
+    for place in places if several else ():
+        if not place.is_dir():
+            raise ModelError(
+                f"{escape(str(place))}: is one file, and {escape(str(several[0]))} a network of "
+                f"several ({_part_names(several[0])}); give two folders, or a file of each"
+            )
+        if _stems(place) != _stems(several[0]):
+            raise ModelError(
+                f"{escape(str(place))}: holds {_part_names(place)}, and {escape(str(several[0]))} "
+                f"{_part_names(several[0])}: files are compared by name; give a file of each"
+            )
+    return places
 
 
 def model_place(path: Path) -> Path:
@@ -173,6 +194,17 @@ def _the_models(place: Path, configs: Mapping[str, dict[str, Any]]) -> tuple[Pat
     if not files:
         raise ModelError(f"{where}: holds no ONNX file; give the ONNX file")
     return tuple(plain) if len(plain) == 1 else tuple(files)
+
+
+def _stems(place: Path) -> list[str]:
+    folder = folder_of(place)
+    return sorted(file.stem for file in (() if folder is None else folder.parts))
+
+
+def _part_names(place: Path) -> str:
+    """The files of a folder that is a network of several."""
+    folder = folder_of(place)
+    return _names(place, () if folder is None else folder.parts)
 
 
 def _names(place: Path, files: Sequence[Path]) -> str:

@@ -10,6 +10,7 @@ from morphgraph.benchmark import (
     Profile,
     TimeRow,
 )
+from morphgraph.onnx_io import escape
 from morphgraph.report.tables import (
     Cell,
     Column,
@@ -45,8 +46,9 @@ def _clock(result: BenchResult) -> str:
 
 def _point(result: BenchResult) -> str:
     """Which point of a sweep a result is."""
+    part = f"{escape(result.part)}, " if result.part else ""
     batch = "" if result.batch is None else f", batch {result.batch}"
-    return f"{result.threads} thread(s){batch}"
+    return f"{part}{result.threads} thread(s){batch}"
 
 
 _Row = tuple[BenchResult, ModelTiming]
@@ -55,11 +57,13 @@ _Row = tuple[BenchResult, ModelTiming]
 def _times(points: Sequence[BenchResult], title: str) -> Table:
     rows: list[_Row] = [(point, timing) for point in points for timing in point.models]
     several = len({timing.runtime for _, timing in rows}) > 1
+    settings = len({(point.threads, point.batch) for point in points}) > 1
     columns: list[tuple[Column | str, Callable[[_Row], Cell]] | None] = [
+        ("file", lambda row: row[0].part) if points[0].part else None,
         ("model", lambda row: row[1].name),
         ("runtime", lambda row: row[1].runtime) if several else None,
-        (number_column("threads", plain), lambda row: row[0].threads) if points[1:] else None,
-        (number_column("batch", plain), lambda row: row[0].batch) if points[1:] else None,
+        (number_column("threads", plain), lambda row: row[0].threads) if settings else None,
+        (number_column("batch", plain), lambda row: row[0].batch) if settings else None,
         ("clock", lambda row: row[0].clock) if points[1:] else None,
         (number_column("min", _decimal), lambda row: row[1].min_ms),
         (number_column("p50", _decimal), lambda row: row[1].p50_ms),

@@ -394,6 +394,9 @@ def test_other_commands_take_folders_too(
     sizes = ["--input-shape", "input_ids=1x6"]
     timed = said("bench", large, small, "--seconds", "0.1", *sizes)
     assert len(timed["models"]) == 2
+    assert main(["verify", large, plan, small]) == 0
+    wide = str(tmp_path / "wide.json")
+    assert main(["expand", large, plan, "--budget", "flops=90%", "-o", wide]) == 0
     page = tmp_path / "page.html"
     assert main(["report", large, small, "--seconds", "0", "-o", str(page)]) == 0
     assert "model.onnx" in page.read_text()
@@ -554,3 +557,15 @@ def test_a_plan_beside_a_config_ends_at_widths_that_its_class_builds(
     found = session.run(["logits"], {"input_ids": ids.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(found, again(ids).logits.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("morph", ["-o", "run"]), ("sweep", ["-o", "run"])],
+)
+def test_training_commands_speak_of_the_file_in_a_folder(
+    folder: Path, command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(folder), "--data", "digits", "--budget", "flops=50%", *words]
+    assert main([command, *arguments, "--dry-run"]) == 3
+    assert "model.onnx: morph trains image classifiers" in capsys.readouterr().err
