@@ -13,6 +13,11 @@ from morphgraph.onnx_io.reading import read_bounded
 GENAI = "genai_config.json"
 HUGGING_FACE = "config.json"
 _SUBFOLDER = "onnx"  # where Hugging Face's folders keep exported models
+#: Ends of the names of files that hold another file's network in another precision.
+_PRECISIONS = (
+    *("_quantized", "_optimized", "_fp16", "_int8", "_uint8"),
+    *("_q4", "_q4f16", "_bnb4"),
+)
 _MAX_BYTES = 16_000_000
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 
@@ -193,7 +198,22 @@ def _the_models(place: Path, configs: Mapping[str, dict[str, Any]]) -> tuple[Pat
     plain = [file for file in files if file.name == "model.onnx"]
     if not files:
         raise ModelError(f"{where}: holds no ONNX file; give the ONNX file")
-    return tuple(plain) if len(plain) == 1 else tuple(files)
+    return tuple(plain) if len(plain) == 1 else tuple(_originals(files))
+
+
+def _originals(files: Sequence[Path]) -> list[Path]:
+    """The files without those that stand beside the file that they were made of.
+
+    Which precision a file is in is said by the end of its name (Optimum, transformers.js).
+    """
+    stems = {file.with_suffix("") for file in files}
+
+    def is_made_of_another(file: Path) -> bool:
+        stem = file.stem
+        ends = (end for end in _PRECISIONS if stem.endswith(end))
+        return any(file.with_name(stem.removesuffix(end)) in stems for end in ends)
+
+    return [file for file in files if not is_made_of_another(file)]
 
 
 def _stems(place: Path) -> list[str]:

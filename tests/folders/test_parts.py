@@ -479,3 +479,22 @@ def test_a_folder_that_is_resized_again_remembers_the_first_time(folder: Path) -
     origin = Origin.read(load_place(again))
     assert origin is not None
     assert len(origin.earlier) == 1
+
+
+@pytest.mark.parametrize("end", ["_quantized", "_q4f16"])
+def test_files_in_another_precision_are_left_out(folder: Path, end: str) -> None:
+    """As transformers.js has them beside the files that they were made of, in a folder below."""
+    (folder / "onnx").mkdir()
+    for path in list(folder.glob("*.onnx")):
+        (folder / "onnx" / f"{path.stem}{end}.onnx").write_bytes(path.read_bytes())
+        path.rename(folder / "onnx" / path.name)
+    small = shrunk(folder, "--set", "*=50%", "--round-to", "1")
+    assert sorted(path.stem for path in small.rglob("*.onnx")) == [FIRST, LATER, ENCODER]
+
+
+def test_a_file_in_another_precision_alone_is_the_model(folder: Path) -> None:
+    names = {path.stem: f"{path.stem}_fp16" for path in folder.glob("*.onnx")}
+    for old, new in names.items():
+        (folder / f"{old}.onnx").rename(folder / f"{new}.onnx")
+    small = shrunk(folder, "--set", "*=50%", "--round-to", "1")
+    assert {path.stem for path in small.glob("*.onnx")} == set(names.values())
