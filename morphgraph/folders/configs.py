@@ -123,13 +123,15 @@ def cache_note(old: Mapping[str, Any], new: Mapping[str, Any], changes: SizeChan
     Optimum makes a decoder's first caches by that quotient, for most of Hugging Face's classes.
     Empty where it does not matter: no cache, or a network whose heads had another size before.
     """
-    before = [_first_of(kind, old) for kind in (HIDDEN, HEADS)]
-    after = [_first_of(kind, new) for kind in (HIDDEN, HEADS)]
-    if not changes.layers or None in (*before, *after):
+    stated = [
+        found[1]
+        for table in (old, new)
+        for kind in (HIDDEN, HEADS)
+        if (found := _first_of(kind, table))
+    ]
+    if not changes.layers or len(stated) < 4 or 0 in stated:
         return ""
-    (whole, every), (width, count) = (
-        [size for _, size in each if size] for each in (before, after)
-    )
+    whole, every, width, count = stated
     size = whole // every
     sizes = changes.after(HEAD_SIZE, size)
     if set(changes.before[HEAD_SIZE]) != {size} or len(sizes) != 1 or width == count * sizes[0]:
