@@ -21,6 +21,7 @@ from morphgraph.train import loop
 from morphgraph.train.config import SHRINK_TO, SearchConfig
 from morphgraph.train.lifted import lift_to_train
 from morphgraph.train.loop import Fit, MorphResult
+from morphgraph.train.phases import run_fit
 from morphgraph.trained import DISTILL, Ranked, Shrinking, Trained
 
 
@@ -128,7 +129,7 @@ def family(
     for member in shrinking.members():
         small = to_torch(member.model).to(device)
         penalty = shrinking.tuning(member, small)
-        fit(small, penalty)
+        run_fit(fit, small, penalty)
         penalty.end()
         model = with_weights(member.model, small)
         results.append(MorphResult(graph, member.plan, model, small, ()))

@@ -27,15 +27,13 @@ from morphgraph.graph import ChannelGraph
 from morphgraph.labels import unlabel
 from morphgraph.onnx_io import escape
 from morphgraph.onnx_io.fixed import fixed_values, fixed_words
+from morphgraph.onnx_io.keys import ORIGIN_KEYS
 from morphgraph.passes.checking.verdict import VerifyReport
 from morphgraph.plans import Change, Plan, structure_hash
 from morphgraph.version import __version__
 
-_VERSION, _BASE, _PLAN = "morphgraph.version", "morphgraph.base", "morphgraph.plan"
-_BUDGET, _COST = "morphgraph.budget", "morphgraph.cost"
-_CHECK, _ERROR = "morphgraph.check", "morphgraph.error"
-_BASE_FILE, _EARLIER = "morphgraph.base_file", "morphgraph.earlier"
-KEYS = (_VERSION, _BASE, _PLAN, _BUDGET, _COST, _CHECK, _ERROR, _BASE_FILE, _EARLIER)
+_VERSION, _BASE, _PLAN, _BUDGET, _COST, _CHECK, _ERROR, _BASE_FILE, _EARLIER = ORIGIN_KEYS
+KEYS = ORIGIN_KEYS
 """In ``Model.metadata_props``."""
 
 _NOT_MADE = "not made"

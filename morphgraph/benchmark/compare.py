@@ -11,7 +11,7 @@ from morphgraph.benchmark.profile import Profile, Structure, compare_profiles
 from morphgraph.benchmark.sessions import Durations, Entry, Feeding, model_name, time_rounds
 from morphgraph.benchmark.statistics import Judgement, PairedRatio, judge, paired_ratio, summarize
 from morphgraph.errors import UnsupportedError
-from morphgraph.onnx_io import ModelLike, as_model
+from morphgraph.onnx_io import ModelLike, as_model, escape
 from morphgraph.onnx_io.fixed import Fixed
 from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.runtimes import Clock, Executed, Runtime, find_runtime
@@ -74,6 +74,7 @@ class BenchResult:
     ``models`` has a timing per runtime and model. ``clock`` is ``"cpu"`` (process CPU time, at one
     thread) or ``"wall"``. ``epochs`` is how often all sessions were built anew. ``profiles`` are of
     every model after the first in each runtime, or of the only one, where they were asked for.
+    ``part`` is which of several files of a network was timed, where the models are folders.
     """
 
     models: tuple[ModelTiming, ...]
@@ -84,6 +85,7 @@ class BenchResult:
     seed: int
     epochs: int
     profiles: tuple[Profile, ...] = ()
+    part: str = ""
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
 
@@ -95,7 +97,7 @@ class BenchResult:
 
 @dataclass(frozen=True, slots=True)
 class BenchSweep:
-    """Results at several numbers of threads and sizes of the batch."""
+    """Results at several numbers of threads and sizes of the batch, or of several files."""
 
     points: tuple[BenchResult, ...]
     schema_version: int = SCHEMA_VERSION
@@ -115,6 +117,7 @@ def bench(
     profile: bool = False,
     structures: Sequence[Structure] | None = None,
     fixed: Fixed | None = None,
+    names: Sequence[str] | None = None,
 ) -> BenchResult:
     """Time models in turn, on the same random inputs.
 
@@ -134,6 +137,7 @@ def bench(
         structures: per model what its channel graph says of its nodes
             (:func:`morphgraph.benchmark.profile.structure_of`): layers and FLOPs of the profile.
         fixed: by input the value that it is fixed to, as of :func:`morphgraph.lift`.
+        names: how to call the models; by default by their files or graphs.
 
     Raises:
         FileError: there is no such file.
@@ -149,7 +153,12 @@ def bench(
     ('relu', True, 'cpu')
     """
     _check_arguments(models, runtimes, threads, seconds, batch, flops)
-    names = _unique([model_name(model, position) for position, model in enumerate(models)])
+    if names is not None and len(names) != len(models):
+        raise UnsupportedError(
+            f"bench: names: {len(names)} for {len(models)} models; give one each"
+        )
+    found = [model_name(model, position) for position, model in enumerate(models)]
+    names = _unique(list(map(escape, names or ())) or found)
     if fixed:
         models = [fix_inputs(as_model(model), fixed) for model in models]
     if structures is not None and len(structures) != len(models):

@@ -25,12 +25,12 @@ def diff(
 
     Layers and nodes are matched by name; MACs are per sample.
     """
-    from morphgraph.folders.found import model_file
+    from morphgraph.folders.found import model_places
     from morphgraph.report.diff_tables import diff_report
     from morphgraph.report.differences import compare
 
     check_output(report, overwrite, base, slim)
-    base, slim = model_file(base), model_file(slim)
+    base, slim = model_places([base, slim])
     lifting = fixed_alike([base, slim], lifting)
     before, after = open_graph(base, lifting), open_graph(slim, lifting)
     if dry_run:

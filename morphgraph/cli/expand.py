@@ -49,6 +49,7 @@ def expand(
     Applied, the result computes what the plan's network computes, since nothing reads the new
     channels yet; train it to make use of them.
     """
+    from morphgraph.folders.found import folder_of
     from morphgraph.passes.planning.expand import expand as expand_plan
     from morphgraph.report.intention import costs_of
     from morphgraph.report.planning import plan_report
@@ -67,5 +68,7 @@ def expand(
     wide.save(output, overwrite)
     show(plan_report(graph, wide, options.convention), output_format)
     note(f"wrote {escape(str(output))}")
-    words = [*lifting_words(lifting, planned=True), "-o", unused("wide.onnx")]
-    suggest("apply", model, output, *words)
+    words = lifting_words(lifting, planned=True)
+    # Beside a folder's model another folder is written.
+    applied = unused("wide.onnx" if folder_of(model) is None else "wide")
+    suggest("apply", model, output, *words, "-o", applied)

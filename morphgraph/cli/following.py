@@ -59,15 +59,12 @@ def bench_words(
 ) -> list[str | Path]:
     """The command that times two models beside each other.
 
-    Where the check says that ONNX Runtime does not run them, the one that compares them. Models of
-    several files are run by whoever knows their order; what is left of them can be looked at.
+    Where the check says that ONNX Runtime does not run them, the one that compares them.
     """
-    from morphgraph.folders.found import model_file, model_place
+    from morphgraph.folders.found import model_place
 
-    if model_place(slim).is_dir():
-        return ["analyze", slim, *lifting_words(lifting, planned=True)]
     verb = "diff" if check is not None and check.by != "ONNX Runtime" else "bench"
-    return [verb, *map(model_file, (model, slim)), *shape_words(lifting)]
+    return [verb, *map(model_place, (model, slim)), *shape_words(lifting)]
 
 
 def budget_words(budgets: Iterable[tuple[str, str]]) -> list[str]:

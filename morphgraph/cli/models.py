@@ -59,6 +59,24 @@ def naming(
         raise type(error)(f"{escape(str(path))}: {error}") from error
 
 
+def open_model(path: Path) -> "ir.Model":
+    """The model of an ONNX file or of the one in a folder, or that of all files of a folder.
+
+    Raises:
+        FileError: there is no such file, or it cannot be read.
+        ModelError: the file or the model in it is broken; names the file.
+    """
+    from morphgraph.folders.found import model_place
+    from morphgraph.onnx_io import load
+
+    place = model_place(path)
+    if not place.is_dir():
+        return load(place)
+    from morphgraph.folders.parts import load_place
+
+    return load_place(place)
+
+
 def open_inputs(path: Path | None) -> "list[FileArrays] | None":
     """The sets of inputs in a file or folder that the user named."""
     from morphgraph.onnx_io.inputs import read_inputs
@@ -133,14 +151,12 @@ def fixed_alike(models: Sequence[Path], lifting: Lifting) -> Lifting:
         FileError: there is no such file, or it cannot be read.
         ModelError: a file is broken.
     """
-    from morphgraph.onnx_io import load
     from morphgraph.onnx_io.fixed import fixed_values
 
     found: dict[str, Any] = {}
     taken: list[set[str]] = []
     for path in models if len(models) > 1 else ():
-        with naming(path):
-            model = load(path)
+        model = open_model(path)
         own = fixed_values(model)
         taken.append({*own, *(value.name or "" for value in model.graph.inputs)})
         found |= own
@@ -176,23 +192,16 @@ def open_ranked(
 
 def _lift(path: Path, options: "LiftOptions", shaped_by: Path | None = None) -> "ChannelGraph":
     """Load a file and lift it, at sizes of inputs that the user gave, or this file says."""
-    from morphgraph.onnx_io import bind_inputs, load
+    from morphgraph.onnx_io import bind_inputs
     from morphgraph.passes.lift import lift
 
     with step(f"loading {path.name}"):
-        model = _load_folder(path) if path.is_dir() else load(path)
+        model = open_model(path)
     if shaped_by is not None and options.input_shapes:
         with naming(shaped_by):
             bind_inputs(model, options.input_shapes)  # what does not fit is the file's
     with step(f"lifting {path.name}"), naming(path):
         return lift(model, **options.arguments())
-
-
-def _load_folder(path: Path) -> "ir.Model":
-    """The network that all files of a folder are."""
-    from morphgraph.folders.parts import load_place
-
-    return load_place(path)
 
 
 def warn_of_weights(path: Path, graph: "ChannelGraph") -> list[str]:

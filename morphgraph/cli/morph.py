@@ -129,6 +129,7 @@ def morph(
     """
     import torch
 
+    from morphgraph.folders.found import model_file
     from morphgraph.recipes.run import run, smoke_run
     from morphgraph.report.runs import result_report, smoke_report
     from morphgraph.train import distributed
@@ -153,6 +154,7 @@ def morph(
         raise click.UsageError("Missing option '-o'")
     if folder is not None:
         _spare(model, folder)
+    model = model_file(model)
     graph = open_graph(model, lifting)
     dataset = training.load_data(graph, model)
     trained = None

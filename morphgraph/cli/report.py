@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from morphgraph.cli.command import command
-from morphgraph.cli.console import step
+from morphgraph.cli.console import note, step
 from morphgraph.cli.following import tell_intention
 from morphgraph.cli.models import Lifting, fixed_alike, open_graph, open_planned
 from morphgraph.cli.pages import command_line, write_page
@@ -60,7 +60,7 @@ def report(
 def _facts(
     subjects: Sequence[Path], seconds: float, device: Path | None, lifting: Lifting
 ) -> "Facts":
-    from morphgraph.folders.found import folder_of, model_file
+    from morphgraph.folders.found import folder_of, model_places
     from morphgraph.report.pages.gather import Resized, resized_facts
     from morphgraph.report.pages.runs import arm_quality, chosen_arm, run_facts, run_result
 
@@ -78,7 +78,7 @@ def _facts(
         shown = Resized(first.name, before, after, timing=timing, quality=quality, times=times)
         return run_facts(first, result, replace(shown, command=command_line()))
     plans = [path for path in subjects if path.suffix == ".json"]
-    models = [model_file(path) for path in subjects if path.suffix != ".json"]
+    models = model_places([path for path in subjects if path.suffix != ".json"])
     if plans and not models:
         line = f"morphgraph report MODEL {file_word(plans[0])}"
         raise click.UsageError(f"a plan is shown beside its model: `{line}`")
@@ -107,6 +107,15 @@ def _measured(
 
     if device is not None and not seconds:
         raise ArgumentError("--device shows its times beside measured ones; drop --seconds 0")
+    if seconds and models[0].is_dir():
+        # A page shows the times of two models; these are several runs of each.
+        if device is not None:
+            raise ArgumentError(
+                f"{escape(str(models[0]))}: is a network of several files, which a page shows no "
+                "times of; drop --device, or give a file of each"
+            )
+        note("no times of a network of several files on the page; `morphgraph bench` shows them")
+        seconds = 0
     lifting = fixed_alike(models, lifting)
     graphs = [first] if first is not None else [open_graph(models[0], lifting)]
     graphs += [open_graph(path, lifting) for path in models[1:]]

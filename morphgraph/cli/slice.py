@@ -62,11 +62,13 @@ def slice(  # noqa: A001 - a command's function has its name
     --elastic`. The widest network within the budget is written; it is compared with the masked
     whole network before its statistics are measured.
     """
+    from morphgraph.folders.found import model_file
     from morphgraph.report.checks import check_report
     from morphgraph.report.intention import costs_of
     from morphgraph.slicing import Elastic
     from morphgraph.workflow import save
 
+    model = model_file(model)
     refuse_repeated(budgets)
     check_output(output, overwrite, model, ranking, *((data,) if data else ()))
     graph, order = open_ranked(model, ranking, lifting)

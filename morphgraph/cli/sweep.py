@@ -110,12 +110,14 @@ def sweep(
     run to rows.jsonl and a picture to curves.svg in the output folder. Runs that have a row there
     are not done again: the same command goes on where it was stopped, a larger one adds to it.
     """
+    from morphgraph.folders.found import model_file
     from morphgraph.recipes.sweep import ROWS, grid, sweep as sweep_runs
     from morphgraph.report.curves import curves_svg, row_line, sweep_report
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise click.UsageError("a sweep starts its own processes; start it without torchrun")
     refuse_repeated(tuple((cost, "") for cost, _ in budgets))
+    model = model_file(model)
     graph = open_graph(model, lifting)
     dataset = training.load_data(graph, model)
     wanted = dict(budgets)

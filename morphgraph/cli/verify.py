@@ -5,7 +5,7 @@ from pathlib import Path
 from morphgraph.cli.command import command
 from morphgraph.cli.console import show, step, suggest
 from morphgraph.cli.following import bench_words, tell_intention
-from morphgraph.cli.models import Lifting, naming, open_inputs, open_planned
+from morphgraph.cli.models import Lifting, naming, open_inputs, open_model, open_planned
 from morphgraph.cli.shared_options import DryRun, InputFiles, OutputFormat, Seed
 
 
@@ -26,15 +26,14 @@ def verify(
     Exits with 1 where it does not. A model with other weights than the original's is wrong in this
     sense too.
     """
-    from morphgraph.folders.found import model_file
-    from morphgraph.onnx_io import load
+    from morphgraph.folders.found import model_places
     from morphgraph.report.checks import check_report
     from morphgraph.workflow import verify as check
 
-    model, slim = model_file(model), model_file(slim)
+    model, slim = model_places([model, slim])
     batches = open_inputs(inputs)
     graph, chosen = open_planned(model, plan, lifting)
-    small = load(slim)
+    small = open_model(slim)
     if dry_run:
         steps = [
             f"mask what the plan removes of {model}",

@@ -117,6 +117,35 @@ def _misfit(old: Mapping[str, Any], table: _Table, changes: SizeChanges) -> str:
     )
 
 
+def cache_note(old: Mapping[str, Any], new: Mapping[str, Any], changes: SizeChanges) -> str:
+    """What is to be said where a head's size was the hidden width by the heads, and is not now.
+
+    Optimum makes a decoder's first caches by that quotient, for most of Hugging Face's classes.
+    Empty where it does not matter: no cache, or a network whose heads had another size before.
+    """
+    stated = [
+        found[1]
+        for table in (old, new)
+        for kind in (HIDDEN, HEADS)
+        if (found := _first_of(kind, table))
+    ]
+    if not changes.layers or len(stated) < 4 or 0 in stated:
+        return ""
+    whole, every, width, count = stated
+    size = whole // every
+    sizes = changes.after(HEAD_SIZE, size)
+    if set(changes.before[HEAD_SIZE]) != {size} or len(sizes) != 1 or width == count * sizes[0]:
+        return ""
+    groups = changes.hidden_groups(whole)
+    fitting = count * sizes[0]
+    remedy = f"; if it has to, plan with --set {groups[0]}={fitting}" if groups else ""
+    return (
+        f"says heads of {sizes[0]}, and no more {width} / {count}: ONNX Runtime and transformers "
+        "run the model, but ORTModelForCausalLM of optimum-onnx makes the first caches by that "
+        f"quotient for Llama, Qwen, Mistral and more, and does not generate{remedy}"
+    )
+
+
 def _first_of(kind: str, table: Mapping[str, Any]) -> tuple[str, int] | None:
     """The entry that says a size, with it."""
     entries = ((name, table.get(name)) for name in _ENTRIES[kind])

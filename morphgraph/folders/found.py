@@ -13,6 +13,11 @@ from morphgraph.onnx_io.reading import read_bounded
 GENAI = "genai_config.json"
 HUGGING_FACE = "config.json"
 _SUBFOLDER = "onnx"  # where Hugging Face's folders keep exported models
+#: Ends of the names of files that hold another file's network in another precision.
+_PRECISIONS = (
+    *("_quantized", "_optimized", "_fp16", "_int8", "_uint8"),
+    *("_q4", "_q4f16", "_bnb4"),
+)
 _MAX_BYTES = 16_000_000
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length")
 
@@ -92,13 +97,34 @@ def model_file(path: Path) -> Path:
     """
     file = model_place(path)
     if file.is_dir():
-        folder = folder_of(file)
-        names = _names(file, () if folder is None else folder.parts)
         raise ModelError(
-            f"{escape(str(file))}: holds several models ({names}); give the ONNX file (`analyze`, "
-            "`plan`, `apply` and `shrink` take them as one)"
+            f"{escape(str(file))}: holds several models ({_part_names(file)}), and one ONNX file "
+            "is wanted: give it (`analyze`, `plan`, `apply`, `shrink`, `expand`, `verify`, `diff`, "
+            "`bench` and `report` take the folder as one network)"
         )
     return file
+
+
+def model_places(paths: Sequence[Path]) -> list[Path]:
+    """What is to be loaded for models that stand beside each other: files alone, or folders alone.
+
+    Raises: as :func:`model_place`, and
+        ModelError: one is a file, and another one several; or their files have other names.
+    """
+    places = [model_place(path) for path in paths]
+    several = [place for place in places if place.is_dir()]
+    for place in places if several else ():
+        if not place.is_dir():
+            raise ModelError(
+                f"{escape(str(place))}: is one file, and {escape(str(several[0]))} a network of "
+                f"several ({_part_names(several[0])}); give two folders, or a file of each"
+            )
+        if _stems(place) != _stems(several[0]):
+            raise ModelError(
+                f"{escape(str(place))}: holds {_part_names(place)}, and {escape(str(several[0]))} "
+                f"{_part_names(several[0])}: files are compared by name; give a file of each"
+            )
+    return places
 
 
 def model_place(path: Path) -> Path:
@@ -172,7 +198,33 @@ def _the_models(place: Path, configs: Mapping[str, dict[str, Any]]) -> tuple[Pat
     plain = [file for file in files if file.name == "model.onnx"]
     if not files:
         raise ModelError(f"{where}: holds no ONNX file; give the ONNX file")
-    return tuple(plain) if len(plain) == 1 else tuple(files)
+    return tuple(plain) if len(plain) == 1 else tuple(_originals(files))
+
+
+def _originals(files: Sequence[Path]) -> list[Path]:
+    """The files without those that stand beside the file that they were made of.
+
+    Which precision a file is in is said by the end of its name (Optimum, transformers.js).
+    """
+    stems = {file.with_suffix("") for file in files}
+
+    def is_made_of_another(file: Path) -> bool:
+        stem = file.stem
+        ends = (end for end in _PRECISIONS if stem.endswith(end))
+        return any(file.with_name(stem.removesuffix(end)) in stems for end in ends)
+
+    return [file for file in files if not is_made_of_another(file)]
+
+
+def _stems(place: Path) -> list[str]:
+    folder = folder_of(place)
+    return sorted(file.stem for file in (() if folder is None else folder.parts))
+
+
+def _part_names(place: Path) -> str:
+    """The files of a folder that is a network of several."""
+    folder = folder_of(place)
+    return _names(place, () if folder is None else folder.parts)
 
 
 def _names(place: Path, files: Sequence[Path]) -> str:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from morphgraph.arrays import Array
 from morphgraph.errors import ModelError, UnsupportedError, VerificationError, warn
-from morphgraph.folders.found import folder_of
+from morphgraph.folders.found import folder_of, model_place
 from morphgraph.folders.sizes import cache_parts
 from morphgraph.onnx_io import escape, is_float, load
 from morphgraph.onnx_io.runtime import random_inputs, run
@@ -39,14 +39,17 @@ _WORDS = re.compile(r"[a-z]+")
 
 
 def load_place(path: Path) -> ir.Model:
-    """The model of an ONNX file, or that of all files of a folder.
+    """The model of an ONNX file or of the one in a folder, or that of all files of a folder.
 
-    Raises: as :func:`morphgraph.load` and :func:`load_network` do.
+    Raises: as :func:`morphgraph.load`, :func:`morphgraph.folders.model_place` and
+        :func:`load_network` do.
     """
-    if not path.is_dir():
-        return load(path)
-    folder = folder_of(path)
-    return load_network(path, () if folder is None else folder.parts)
+    place = model_place(path)
+    if not place.is_dir():
+        return load(place)
+    folder = folder_of(place)
+    assert folder is not None
+    return load_network(place, folder.parts)
 
 
 def load_network(folder: Path, files: Sequence[Path]) -> ir.Model:

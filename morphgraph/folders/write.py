@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from morphgraph.errors import FileError, ModelError, warn
-from morphgraph.folders.configs import rewritten, stated_layers
+from morphgraph.folders.configs import cache_note, rewritten, stated_layers
 from morphgraph.folders.found import GENAI, HUGGING_FACE, ModelFolder
 from morphgraph.folders.parts import require_same_files
 from morphgraph.folders.sizes import VOCABULARY, SizeChanges, cache_parts
@@ -93,6 +93,8 @@ def write_folder(
     made = {}
     for name, config in source.configs.items():
         made[name], notes = rewritten(escape(str(source.path / name)), config, changes)
+        if name == HUGGING_FACE and GENAI not in source.configs:
+            notes += filter(None, [cache_note(config, made[name], changes)])
         for note in notes:
             warn(f"{name} {note}")
     if any(len(positions) == 0 for positions in keep.values()):

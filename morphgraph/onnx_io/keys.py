@@ -18,6 +18,13 @@ JOINED_KEY = (
     "morphgraph.joined"  # the files that a model is joined of, and its outputs between them
 )
 PREPROCESSING_KEY = "morphgraph.preprocessing"  # how images become the network's input
+ORIGIN_KEYS = tuple(  # where a resized model comes from: see morphgraph.origin
+    f"{OWN_PREFIX}{name}"
+    for name in (
+        *("version", "base", "plan", "budget", "cost", "check", "error"),
+        *("base_file", "earlier"),
+    )
+)
 
 # In ``Node.metadata_props``, or in lines of ``Node.doc_string`` before IR version 10, as text:
 MAKES_KEY = "morphgraph.groups"  # the channel groups on a node's results

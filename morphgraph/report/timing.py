@@ -11,6 +11,7 @@ from morphgraph.benchmark import (
     Profile,
     TimeRow,
 )
+from morphgraph.onnx_io import escape
 from morphgraph.report.tables import (
     Cell,
     Column,
@@ -73,8 +74,9 @@ def _clock(result: BenchResult) -> str:
 
 def _point(result: BenchResult) -> str:
     """Which point of a sweep a result is."""
+    part = f"{escape(result.part)}, " if result.part else ""
     batch = "" if result.batch is None else f", batch {result.batch}"
-    return f"{result.threads} thread(s){batch}"
+    return f"{part}{result.threads} thread(s){batch}"
 
 
 _Row = tuple[BenchResult, ModelTiming]
@@ -83,11 +85,13 @@ _Row = tuple[BenchResult, ModelTiming]
 def _times(points: Sequence[BenchResult], title: str) -> Table:
     rows: list[_Row] = [(point, timing) for point in points for timing in point.models]
     several = len({timing.runtime for _, timing in rows}) > 1
-    batches = bool(points[1:]) and any(point.batch is not None for point in points)
+    settings = len({(point.threads, point.batch) for point in points}) > 1
+    batches = settings and any(point.batch is not None for point in points)
     columns: list[tuple[Column | str, Callable[[_Row], Cell]] | None] = [
+        ("file", lambda row: row[0].part) if points[0].part else None,
         ("model", lambda row: row[1].name),
         ("runtime", lambda row: row[1].runtime) if several else None,
-        (number_column("threads", plain), lambda row: row[0].threads) if points[1:] else None,
+        (number_column("threads", plain), lambda row: row[0].threads) if settings else None,
         (number_column("batch", plain), lambda row: row[0].batch) if batches else None,
         (Column("clock", minor=1), lambda row: row[0].clock) if points[1:] else None,
         (number_column("min", _decimal, minor=6), lambda row: row[1].min_ms),

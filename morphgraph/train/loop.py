@@ -33,7 +33,7 @@ from morphgraph.train import distributed
 from morphgraph.train.config import SHRINK_TO, SearchConfig
 from morphgraph.train.controller import ControlStep
 from morphgraph.train.lifted import lift_to_train
-from morphgraph.train.phases import NoPenalty, Penalty, ShrinkPenalty
+from morphgraph.train.phases import NoPenalty, Penalty, ShrinkPenalty, run_fit
 from morphgraph.train.regularizer import Regularizer
 from morphgraph.workflow import Resized, resize_and_check
 
@@ -152,7 +152,7 @@ def _round(
     )
     target = _target(regularizer, aim.shrink_to, replace(aim.limits, exclude=frozen))
     penalty = ShrinkPenalty(regularizer, target, steps, aim.update)
-    fit(net, penalty)
+    run_fit(fit, net, penalty)
     penalty.end()
     strengths = _strengths(regularizer)
 
@@ -305,5 +305,5 @@ def morph(
     last = done[-1]
     model = start_of_last(graph, last, weights, seed)
     small = to_torch(model).to(next(net.parameters()).device)
-    fit(small, NoPenalty())
+    run_fit(fit, small, NoPenalty())
     return MorphResult(graph, last.plan, with_weights(model, small), small, done)

@@ -1,17 +1,47 @@
 """What a training phase must do for the structure: the penalty that ``fit`` is given."""
 
-from typing import Any, Protocol
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from morphgraph.errors import warn
+from morphgraph.errors import ArgumentError, warn
 from morphgraph.options import Update
 from morphgraph.train.controller import Budget, ControlStep
 from morphgraph.train.regularizer import Regularizer
 
 DEFAULT_STEPS = 1000  # of a phase of unknown length
 NEVER_STEPPED = "fit never called penalty.step: call it after every optimizer step"
+
+
+_UNEXPECTED = re.compile(r"forward\(\) got an unexpected keyword argument '(\w+)'")
+_P = TypeVar("_P")
+
+
+def run_fit(fit: Callable[[nn.Module, _P], None], net: nn.Module, penalty: _P) -> None:
+    """Let the user train a network for a phase.
+
+    Raises:
+        ArgumentError: it is given an argument that it was not exported with, as the labels by which
+            a network of Hugging Face computes its loss.
+    """
+    try:
+        fit(net, penalty)
+    except TypeError as error:
+        found = _UNEXPECTED.search(str(error))
+        if found is None:
+            raise
+        taken = list(inspect.signature(net.forward).parameters)
+        if found[1] in taken:
+            raise
+        raise ArgumentError(
+            f"fit: gives the network '{found[1]}', and what a resize makes takes the arguments of "
+            f"the example alone ({', '.join(taken)}); compute the loss from its results, as "
+            "cross_entropy(net(...).logits, labels), or resize your own class with mg.resize_module"
+        ) from error
 
 
 class SteppedPenalty(Protocol):

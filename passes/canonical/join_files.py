@@ -23,7 +23,7 @@ from morphgraph.edit import name_nodes
 from morphgraph.errors import UnsupportedError
 from morphgraph.onnx_io import escape, graphs_of, values_of
 from morphgraph.onnx_io.copies import copied
-from morphgraph.onnx_io.keys import JOINED_KEY, OWN_PREFIX
+from morphgraph.onnx_io.keys import JOINED_KEY, ORIGIN_KEYS, OWN_PREFIX
 from morphgraph.passes.canonical.inline import inline_functions, sort_nodes
 from morphgraph.passes.canonical.shared_weights import shared_weights
 from morphgraph.passes.canonical.symbols import addends, plain_names
@@ -175,6 +175,7 @@ def join_files(parts: Sequence[Part], feeds: Sequence[Feed]) -> ir.Model:
         [value for own in outputs for value in own.values()],
     )
     noted = Layouts(laid, sorted(free))
+    joined.metadata_props.update(_common_origin(parts))
     joined.metadata_props[JOINED_KEY] = msgspec.json.encode(noted).decode()
     return joined
 
@@ -236,6 +237,13 @@ def _layout(
         part.choice,
         {key: text for key, text in noted.items() if not key.startswith(OWN_PREFIX)},
     )
+
+
+def _common_origin(parts: Sequence[Part]) -> dict[str, str]:
+    """Where all files come from together, if they do: they were resized as one network."""
+    noted = [{key: part.model.metadata_props.get(key) for key in ORIGIN_KEYS} for part in parts]
+    common = noted[0] if all(each == noted[0] for each in noted) else {}
+    return {key: text for key, text in common.items() if text is not None}
 
 
 def _require_one_opset(parts: Sequence[Part]) -> None:

@@ -25,6 +25,7 @@ from morphgraph.folders import check_folder, folder_of, model_file, write_folder
 from morphgraph.folders.sizes import Caches, require_named
 from morphgraph.folders.write import renumbered
 from morphgraph.passes.planning.uniform import set_widths
+from tests import merged
 
 HIDDEN, HEADS, SIZE, INNER, VOCABULARY, LAYERS = 32, 4, 8, 48, 60, 2
 CONFIG = {
@@ -394,6 +395,9 @@ def test_other_commands_take_folders_too(
     sizes = ["--input-shape", "input_ids=1x6"]
     timed = said("bench", large, small, "--seconds", "0.1", *sizes)
     assert len(timed["models"]) == 2
+    assert main(["verify", large, plan, small]) == 0
+    wide = str(tmp_path / "wide.json")
+    assert main(["expand", large, plan, "--budget", "flops=90%", "-o", wide]) == 0
     page = tmp_path / "page.html"
     assert main(["report", large, small, "--seconds", "0", "-o", str(page)]) == 0
     assert "model.onnx" in page.read_text()
@@ -554,3 +558,42 @@ def test_a_plan_beside_a_config_ends_at_widths_that_its_class_builds(
     found = session.run(["logits"], {"input_ids": ids.numpy()})[0]
     with torch.no_grad():
         np.testing.assert_allclose(found, again(ids).logits.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("morph", ["-o", "run"]), ("sweep", ["-o", "run"])],
+)
+def test_training_commands_speak_of_the_file_in_a_folder(
+    folder: Path, command: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(folder), "--data", "digits", "--budget", "flops=50%", *words]
+    assert main([command, *arguments, "--dry-run"]) == 3
+    assert "model.onnx: morph trains image classifiers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("widths", [("6", "2"), ("4", "1"), ("8", "1")])
+def test_heads_that_optimum_would_take_for_others_are_told(
+    widths: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Optimum's empty caches have heads of the hidden width by the heads; the file says its own."""
+    large, small, plan = tmp_path / "large", tmp_path / "small", str(tmp_path / "plan.json")
+    large.mkdir()
+    file = merged.write_merged(tmp_path / "merged.onnx")
+    mg.save(mg.load(file, fixed={merged.FLAG: True}), large / "model.onnx")
+    config = {"model_type": "of nobody", "hidden_size": merged.WIDTH, "vocab_size": merged.IDS}
+    config |= {"num_attention_heads": merged.HEADS, "num_hidden_layers": merged.BLOCKS}
+    (large / "config.json").write_text(json.dumps(config))
+    groups = mg.lift(large / "model.onnx").groups
+    hidden = next(g.id for g in groups if g.width == merged.WIDTH)
+    heads = [g.id for g in groups if g.width == merged.HEADS]
+    wishes = [f"--set={hidden}={widths[0]}", *(f"--set={each}={widths[1]}" for each in heads)]
+    assert main(["plan", str(large), *wishes, "--round-to", "1", "-o", plan]) == 0
+    assert main(["apply", str(large), plan, "-o", str(small)]) == 0
+    written = onnx.load(small / "model.onnx")
+    cache = next(v for v in written.graph.input if v.name.startswith("past"))
+    _, count, _, size = (d.dim_value for d in cache.type.tensor_type.shape.dim)
+    by_optimum = said(small)["hidden_size"] // said(small)["num_attention_heads"]
+    error = capsys.readouterr().err
+    assert ("ORTModelForCausalLM" in error) == (by_optimum != size)
+    assert (f"plan with --set {hidden}={count * size}" in error) == (by_optimum != size)

@@ -19,7 +19,10 @@ import morphgraph as mg
 from morphgraph.cli import main
 from morphgraph.errors import ModelError, VerificationError
 from morphgraph.folders import folder_of, model_file
+from morphgraph.folders.found import model_places
 from morphgraph.folders.parts import load_network, load_place, require_same_files
+from morphgraph.folders.runs import file_runs
+from morphgraph.origin import Origin
 from morphgraph.passes.canonical.fix_inputs import fix_inputs
 from morphgraph.passes.canonical.join_files import layouts
 from morphgraph.passes.canonical.split_files import split_files
@@ -388,3 +391,125 @@ def test_what_takes_one_file_names_those_of_a_folder(folder: Path) -> None:
     assert found is not None
     assert [path.stem for path in found.parts] == [FIRST, LATER, ENCODER]
     assert len(load_network(folder, found.parts).graph.inputs) == 3
+
+
+def test_commands_hold_folders_against_each_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``verify`` sees a file that is not the plan's; ``diff`` and ``report`` name files."""
+    small = shrunk(folder, "--budget", "params=60%", "--round-to", "1")
+    plan, page = str(tmp_path / "plan.json"), tmp_path / "page.html"
+    assert main(["verify", str(folder), plan, str(small)]) == 0
+    capsys.readouterr()
+    assert main(["diff", str(folder), str(small), "--format", "json"]) == 0
+    changed = {layer["name"] for layer in json.loads(capsys.readouterr().out)["layers"]}
+    assert {name.partition("/")[0] for name in changed} == {ENCODER, FIRST, LATER}
+    assert main(["report", str(folder), plan, str(small), "-o", str(page)]) == 0
+    assert f"{LATER}/" in page.read_text()
+    assert "no times of a network of several files" in capsys.readouterr().err
+
+    broken = onnx.load(small / f"{LATER}.onnx")
+    weight = next(v for v in broken.graph.initializer if len(v.dims) == 2)
+    doubled = 2 * onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(doubled, weight.name))
+    onnx.save(broken, small / f"{LATER}.onnx")
+    assert main(["verify", str(folder), plan, str(small)]) == 1
+
+
+def test_every_file_is_timed_beside_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = shrunk(folder, "--set", "*=50%", "--round-to", "1")
+    capsys.readouterr()
+    command = ["bench", str(folder), str(small), "--seconds", "0.02", "--format", "json"]
+    assert main(command) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [point["part"] for point in points] == [ENCODER, FIRST, LATER]
+    for point in points:
+        assert [model["name"] for model in point["models"]] == ["large", "small"]
+        assert point["models"][1]["flops_ratio"] > 1
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_a_file_takes_what_those_before_it_give(folder: Path, batch: int | None) -> None:
+    """The shapes are those that ONNX Runtime hands on when the files run one after the other."""
+    given = (
+        {}
+        if batch is None
+        else {f"{ENCODER}/input_ids": (batch, 7), f"{FIRST}/input_ids": (batch, 5)}
+    )
+    runs = {each.name: each.shapes for each in file_runs(folder, given)}
+    files, known = read(folder), {}
+    for name in (ENCODER, FIRST, LATER):
+        known["input_ids"] = np.zeros(runs[name]["input_ids"], np.int64)
+        taken = {value.name: known[value.name] for value in files[name].graph.input}
+        assert {k: v.shape for k, v in taken.items()} == dict(runs[name])
+        results = run(files[name], taken)
+        known |= {k.replace("present", "past_key_values"): v for k, v in results.items()}
+        known["encoder_hidden_states"] = known["last_hidden_state"]
+    assert runs[LATER]["input_ids"][1] == 1
+
+
+def test_both_networks_of_a_merged_decoder_are_timed(merged_folder: Path) -> None:
+    runs = file_runs(merged_folder)
+    assert [(each.file.stem, dict(each.fixed)) for each in runs] == [
+        (ENCODER, {}),
+        (MERGED, {FLAG: False}),
+        (MERGED, {FLAG: True}),
+    ]
+    assert runs[1].shapes["input_ids"][1] > runs[2].shapes["input_ids"][1] == 1
+
+
+def test_models_of_other_files_are_not_compared(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is one file, and .* a network of several"):
+        model_places([folder, folder / f"{ENCODER}.onnx"])
+    without_encoder = write_sided(tmp_path / "other")
+    (without_encoder / f"{ENCODER}.onnx").unlink()
+    with pytest.raises(ModelError, match="files are compared by name"):
+        model_places([folder, without_encoder])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["morph", "--data", "digits", "--budget", "flops=50%", "-o", "run"],
+        ["sweep", "--data", "digits", "--budget", "flops=50%", "-o", "run"],
+        ["card"],
+    ],
+)
+def test_what_takes_one_file_refuses_the_folder(
+    folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([words[0], str(folder), *words[1:]]) == 3
+    said = capsys.readouterr().err
+    assert "holds several models" in said
+    assert "one ONNX file is wanted" in said
+
+
+def test_a_folder_that_is_resized_again_remembers_the_first_time(folder: Path) -> None:
+    small = shrunk(folder, "--set", "*=75%", "--round-to", "1")
+    plan, again = small.parent / "again.json", small.parent / "again"
+    assert main(["plan", str(small), "--set", "*=75%", "-o", str(plan), "--quiet"]) == 0
+    assert main(["apply", str(small), str(plan), "-o", str(again), "--quiet"]) == 0
+    origin = Origin.read(load_place(again))
+    assert origin is not None
+    assert len(origin.earlier) == 1
+
+
+@pytest.mark.parametrize("end", ["_quantized", "_q4f16"])
+def test_files_in_another_precision_are_left_out(folder: Path, end: str) -> None:
+    """As transformers.js has them beside the files that they were made of, in a folder below."""
+    (folder / "onnx").mkdir()
+    for path in list(folder.glob("*.onnx")):
+        (folder / "onnx" / f"{path.stem}{end}.onnx").write_bytes(path.read_bytes())
+        path.rename(folder / "onnx" / path.name)
+    small = shrunk(folder, "--set", "*=50%", "--round-to", "1")
+    assert sorted(path.stem for path in small.rglob("*.onnx")) == [FIRST, LATER, ENCODER]
+
+
+def test_a_file_in_another_precision_alone_is_the_model(folder: Path) -> None:
+    names = {path.stem: f"{path.stem}_fp16" for path in folder.glob("*.onnx")}
+    for old, new in names.items():
+        (folder / f"{old}.onnx").rename(folder / f"{new}.onnx")
+    small = shrunk(folder, "--set", "*=50%", "--round-to", "1")
+    assert {path.stem for path in small.glob("*.onnx")} == set(names.values())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import morphgraph as mg
 from morphgraph.errors import ArgumentError, BudgetError, MorphWarning
@@ -224,3 +224,46 @@ def test_recipes_of_the_structure_phase_keep_their_rate() -> None:
 def test_an_aim_names_costs_as_plans_do() -> None:
     aim = SearchConfig({"flops + 20*params": "50%"}, cost="flops + 20.0*params")
     assert (list(aim.budget), aim.regularized) == (["flops+20*params"], "flops+20*params")
+
+
+class Labelled(nn.Module):
+    """A network that computes its own loss where it is given labels, as those of Hugging Face."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.body(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"logits": logits, "loss": nn.functional.cross_entropy(logits, labels)}
+
+
+@pytest.mark.parametrize("start", ["new", "trained"])
+def test_labels_for_what_a_resize_makes_are_told(start: Any) -> None:
+    """The first network takes them, the resized one has the arguments of the export."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(128, 4), torch.arange(128) % 3
+
+    def fit(net: nn.Module, penalty: Penalty) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(x, labels=labels)["loss"].backward()
+            optimizer.step()
+            penalty.step(lr=0.05)
+
+    def other(net: nn.Module, penalty: Penalty) -> None:
+        raise TypeError("forward() got an unexpected keyword argument 'x'")
+
+    given = {"budget": {"flops": "60%"}, "start": start, "steps": 3}
+    given |= {"data": x} if start == "trained" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MorphWarning)
+        with pytest.raises(
+            ArgumentError, match=r"'labels'.* the example alone \(x\).*cross_entropy"
+        ):
+            mg.morph(Labelled(), {"x": x[:2]}, fit, **given)
+        with pytest.raises(TypeError, match="argument 'x'"):
+            mg.morph(Labelled(), {"x": x[:2]}, other, **given)

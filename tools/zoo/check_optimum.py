@@ -4,6 +4,7 @@
     python tools/zoo/check_optimum.py               # all decoders of decoders.py
     python tools/zoo/check_optimum.py gpt2 bloom --budget params=60%
     python tools/zoo/check_optimum.py t5 bart whisper merged/t5     # networks of several files
+    python tools/zoo/check_optimum.py ratio/llama                   # one share for all widths
 
 Every decoder (small, random weights) is exported with its cache, and its folder goes through
 `morphgraph plan` and `morphgraph apply` with their defaults. Then the resized folder has to load:
@@ -83,6 +84,8 @@ SIDED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
 }
 MERGED = "merged/"  # before the name: both steps of the decoder in one file
+#: Before the name: heads as wide as the hidden width by their number, and all widths by one share.
+RATIO = "ratio/"
 
 #: Run by Optimum's environment: a folder of Hugging Face with weights that are no zeros and ones.
 _SAVE_SIDED = """
@@ -244,7 +247,11 @@ def exported(name: str, place: Path) -> Path:
     """The folder that Optimum writes of a network."""
     whole, own = place / "whole", name.removeprefix(MERGED)
     if own not in SIDED:
-        hf = saved(OPTIMUM, CONFIGS[name], place / "hf")
+        kind, entries = CONFIGS[name.removeprefix(RATIO)]
+        if name.startswith(RATIO):
+            size = entries["hidden_size"] // entries["num_attention_heads"]
+            entries = {**entries, "head_dim": size}
+        hf = saved(OPTIMUM, (kind, entries), place / "hf")
         task = ("--task", "text-generation-with-past", "--no-post-process")
         run_program(OPTIMUM, "-m", "optimum.exporters.onnx", "--model", hf, *task, whole)
         return whole
@@ -281,7 +288,8 @@ def check(name: str, budget: str, place: Path) -> tuple[str, str]:
     """What the config says otherwise, and how the check ended."""
     whole, small, plan = exported(name, place), place / "small", place / "plan.json"
     # Optimum takes the hidden width by the heads for a head's size where it makes empty caches.
-    widths = ["--set", "*=75%"] if name.startswith(MERGED) else ["--budget", budget]
+    by_ratio = name.startswith((MERGED, RATIO))
+    widths = ["--set", "*=75%"] if by_ratio else ["--budget", budget]
     for arguments in (
         ["plan", str(whole), *widths, "-o", str(plan)],
         ["apply", str(whole), str(plan), "-o", str(small)],
@@ -312,6 +320,7 @@ def main() -> int:
     """Print a row per decoder."""
     names = [name for name, ways in EXPORTED.items() if "cache" in ways]
     names += [*SIDED, *(f"{MERGED}{name}" for name in SIDED)]
+    names += [f"{RATIO}{name}" for name in ("llama", "qwen3", "mixtral")]
     parser = argparse.ArgumentParser(description="Resized exports of Optimum, loaded by it again.")
     parser.add_argument("names", nargs="*", default=names)
     parser.add_argument("--budget", default="params=75%")
