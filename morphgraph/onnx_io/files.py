@@ -195,10 +195,7 @@ def _read_message(path: Path) -> tuple[onnx.ModelProto, Mapping[str, slice]]:
     where = escape(str(path))
     with os_errors(path):
         if path.is_dir():
-            raise FileError(
-                f"{where}: is a folder; give the .onnx file in it, or what mg.load reads of a "
-                "folder with a config"
-            )
+            raise FileError(f"{where}: is a folder; give the .onnx file in it")
         if path.exists() and not path.is_file():
             raise FileError(f"{where}: is not an ordinary file")
         size = path.stat().st_size
