@@ -476,9 +476,10 @@ def test_any_plan_can_be_fitted() -> None:
 
 
 def test_kernels_that_no_fit_reaches_are_named() -> None:
-    """One that two nodes share; of a network whose kernels are all fitted nothing is said."""
+    """One that two nodes take for two matrices; of kernels that are all fitted nothing is said."""
     shared = MLP.replace(
-        "s = Relu(q)", "t = Tanh(r)  u = Gemm<transB=1>(t, b)  v = Add(q, u)  s = Relu(v)"
+        "s = Relu(q)",
+        "t = Tanh(r)  u = Gemm<transB=1, alpha=2.0>(t, b)  v = Add(q, u)  s = Relu(v)",
     )
     with pytest.warns(mg.MorphWarning) as said:
         shrink(network(shared), noise(200, 6), {"params": "70%"}, widths={"Gemm_p": 8}, round_to=1)
