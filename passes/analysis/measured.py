@@ -5,6 +5,7 @@ kernel's time then follows its sizes as the device's profile has them: a stairca
 What a channel costs is therefore the secant over a block of channels, not a slope.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 from morphgraph.arrays import Arrays, FloatArray, IntArray, Shape
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import BYTES, around, channels_of_a_group, reads_all
-from morphgraph.device.predictor import ENOUGH
+from morphgraph.device.predictor import ENOUGH, UNKNOWN
 from morphgraph.device.profile import TABLE
 from morphgraph.errors import MorphWarning
 from morphgraph.graph import ChannelGraph, GraphOp, analysis
@@ -29,6 +30,8 @@ from morphgraph.runtimes.host import processor, version_of
 MILLISECONDS = 1e-3
 _GUESSED = 0.3
 """Share of a network's time that may be of kernels which were hardly measured, without a word."""
+_UNSURE = 0.25
+"""Error of kinds of kernels, each by its share of the time, that may be without a word."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,6 +410,24 @@ def _warn_of_guesses(profile: DeviceProfile, cost: MeasuredCost) -> None:
             f"device '{escape(profile.name)}': {share:.0%} of the time is of kernels of which "
             f"it has fewer than {ENOUGH} measurements ({', '.join(longest)}), and is "
             f"guessed: {remedy}",
+            MorphWarning,
+            stacklevel=2,
+        )
+        return
+    # Kinds err apart from each other, kernels of one kind in the same way: what a kind errs by
+    # counts in full, and the kinds' errors as their squares.
+    errors: dict[str, float] = {}
+    for placed, time in zip(cost.kernels, cost.times, strict=True):
+        kind = placed.kernel.kind
+        error = kinds[kind].error if kind in kinds else UNKNOWN
+        errors[kind] = errors.get(kind, 0.0) + error * float(time)
+    unsure = math.hypot(*errors.values()) / max(float(cost.times.sum()), 1e-12)
+    if unsure > _UNSURE:
+        most = max(errors, key=lambda kind: errors[kind])
+        warnings.warn(
+            f"device '{escape(profile.name)}': its measurements differ from what they say of each "
+            f"other, so that the time of this network may be off by {unsure:.0%} (most of it in "
+            f"{most}): calibrate again while nothing else runs, or measure the plan",
             MorphWarning,
             stacklevel=2,
         )

@@ -572,3 +572,14 @@ def test_what_a_profile_can_only_guess_at_is_told(profile: DeviceProfile) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mg.cost(net(), "latency", device=profile)
+
+
+def test_a_profile_of_a_machine_that_computed_other_things_is_told(profile: DeviceProfile) -> None:
+    """Times that are off by factors of their own: what they say of each other is off as well."""
+    factors = np.exp(0.7 * np.random.default_rng(0).normal(size=len(profile.kernels)))
+    noisy = [
+        msgspec.structs.replace(one, microseconds=one.microseconds * float(factor))
+        for one, factor in zip(profile.kernels, factors, strict=True)
+    ]
+    with pytest.warns(MorphWarning, match=r"off by [3-9]\d%.*while nothing else runs"):
+        mg.cost(net(), "latency", device=msgspec.structs.replace(profile, kernels=noisy))

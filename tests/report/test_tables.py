@@ -2,7 +2,7 @@
 
 import pytest
 
-from morphgraph.report.tables import Column, Report, Table, number_column, plain, render
+from morphgraph.report.tables import Cell, Column, Report, Table, number_column, plain, render
 
 COLUMNS = [
     Column("model"),
@@ -12,7 +12,7 @@ COLUMNS = [
     number_column("FLOPs ratio", plain, minor=1),
     Column("note"),
 ]
-ROWS = [
+ROWS: list[list[Cell]] = [
     ["efficientnet_b0_at_half.onnx", 10.123, 12.345, "1.714 to 2.573", 2.001, "unstable"],
     ["b.onnx", 1.5, 2.25, None, None, None],
 ]
@@ -52,7 +52,7 @@ def test_a_file_has_everything() -> None:
 
 
 def test_what_cannot_go_is_broken_between_words_or_letters_but_not_numbers() -> None:
-    names = [["a" * 30, "b" * 30, "c" * 30, 1234.5678]]
+    names: list[list[Cell]] = [["a" * 30, "b" * 30, "c" * 30, 1234.5678]]
     table = Table([*map(Column, "xyz"), number_column("n", plain)], names)
     lines = render(Report(None, [table]), "table", width=40).splitlines()
     assert max(map(len, lines)) <= 40
