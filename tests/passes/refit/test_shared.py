@@ -15,6 +15,7 @@ from morphgraph.passes.calibration.readers import all_readers, peers
 from morphgraph.passes.calibration.segments import Piece
 from morphgraph.passes.calibration.together import in_order, repeated
 from morphgraph.passes.refit.refit import Refitted, refit
+from morphgraph.passes.rewrite.resize import resize
 from morphgraph.testing import model_from_text
 
 #: One encoder on two inputs: its bias is shared, and an addition's.
@@ -46,7 +47,7 @@ def model(text: str, inputs: tuple[str, ...], scale: float = 0.5) -> ir.Model:
     made, rng = model_from_text(text, inputs), np.random.default_rng(0)
     for name, value in made.graph.initializers.items():
         shape = array_of(value).shape
-        array = rng.normal(scale=scale, size=shape)
+        array = np.asarray(rng.normal(scale=scale, size=shape))
         if len(shape) > 1 and name in ("a", "e", "l"):
             axis = 1 if len(shape) == 2 else 0
             array += 2 * scale * array.take(rng.integers(3, size=shape[axis]), axis)
@@ -145,7 +146,7 @@ def test_a_bias_that_is_new_is_one_for_all_places() -> None:
     assert len(held[new].uses()) == 2
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[str, dict[str, tuple[int, ...]], str, int]] = {
     "siamese": (SIAMESE, {"x": (PLACES, 6), "z": (PLACES, 6)}, "MatMul_h", 7),
     "levels": (LEVELS, {"x": (60, 3, 8, 8)}, "Conv_m", 7),
     "ahead of the levels": (LEVELS, {"x": (60, 3, 8, 8)}, "Conv_h", 6),
@@ -160,7 +161,7 @@ def test_outputs_are_never_further_away_than_with_slices(name: str) -> None:
     feeds, keep = normal(shapes), kept(graph, producer, width)
     found = fitted(graph, keep, feeds)
     assert not found.slices
-    sliced = mg.passes.rewrite.resize.resize(graph, keep)
+    sliced = resize(graph, keep)
     for part in (halves(feeds)[0][0], halves(feeds)[1][0]):
         expected = run(graph.model, part)
         before, after = (
