@@ -66,7 +66,8 @@ def calibrate(
         resume: a profile to which measurements are added.
         seed: of the sizes.
         progress: told how many measurements there are.
-        keep: called with the profile after every few networks, so that nothing is lost.
+        keep: called with the profile after the first networks and every few, so that little is
+            lost.
 
     Raises:
         ArgumentError: ``resume`` is of another runtime, or of other threads.
@@ -126,9 +127,9 @@ class _Calibration:
             progress("calibrate", len(self.kernels), most)
             if number % _EVERY == 0:
                 self._again()
-                if keep is not None and self.kernels:
-                    keep(self.profile())
             self._measure(*self._next(number), most)
+            if keep is not None and (number < _EVERY or number % _EVERY == 0):
+                keep(self.profile())
             number += 1
             if time.monotonic() - self.start > minutes * 60:
                 break

@@ -100,8 +100,15 @@ def bench(
         tell_intention("bench", steps, [], output_format)
         return
     points: list[BenchResult] = []
-    for heat, known in heats:
-        points += _timed(heat, known, runtime, threads, seconds, batch, seed, profile=profile)
+    try:
+        for heat, known in heats:
+            points.extend(
+                _timed(heat, known, runtime, threads, seconds, batch, seed, profile=profile)
+            )
+    except MorphError:
+        if points:  # a setting that does not run takes nothing from those before it
+            show(timing_report(points), output_format)
+        raise
     show(timing_report(points), output_format)
     _propose(models, points, replace(lifting, fixed=fixed), profile=profile)
 

@@ -14,7 +14,7 @@ import pytest
 import morphgraph as mg
 from morphgraph.arrays import IntArray
 from morphgraph.benchmark import meeting, probes
-from morphgraph.benchmark.calibrate import REFERENCE, calibrate
+from morphgraph.benchmark.calibrate import PER_NETWORK, REFERENCE, calibrate
 from morphgraph.benchmark.probes import FAMILIES, probe_network
 from morphgraph.device import DeviceProfile, Kernel
 from morphgraph.device.kernels import dense_rule, reads_all
@@ -358,6 +358,7 @@ def test_an_interrupted_calibration_goes_on() -> None:
     assert more.kernels[:30] == first.kernels
     assert len(more.kernels) == 45
     assert all(len(each.kernels) <= 30 for each in kept)
+    assert 0 < len(kept[0].kernels) <= PER_NETWORK  # from the first network on
     again = calibrate(_runtime(), kernels=45, resume=more)
     assert (again.kernels, again.blocked_multiple) == (more.kernels, more.blocked_multiple)
     with pytest.raises(ArgumentError, match="another file"):

@@ -369,6 +369,21 @@ def test_bench_sweeps_threads_and_batches(tmp_path: Path, run: Any) -> None:
     assert "2 thread(s), batch 3: Measured is wall time at 2 threads." in printed
 
 
+def test_a_setting_that_does_not_run_takes_nothing_from_those_before_it(
+    tmp_path: Path, run: Any
+) -> None:
+    """A file that says that its batch is open, and is written for a batch of 1."""
+    path = tmp_path / "one.onnx"
+    text = """net (float[N,6] x, float[6,4] w) => (float[M,4] y) {
+        s = Constant<value_ints=[1,6]>()  r = Reshape(x, s)  y = MatMul(r, w) }"""
+    path.write_bytes(ir.to_proto(model_from_text(text)).SerializeToString())
+    ran = run("bench", path, "--seconds", "0.01", "--batch", "1,2", "--format", "json")
+    assert ran.code != 0
+    assert "batch" in ran.err or "Reshape" in ran.err
+    (point,) = json.loads(ran.out)["points"] if "points" in ran.out else [json.loads(ran.out)]
+    assert point["batch"] == 1
+
+
 def test_bench_in_a_runtime_of_ones_own(
     model: Path, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
