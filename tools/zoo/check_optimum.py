@@ -320,7 +320,7 @@ def main() -> int:
     """Print a row per decoder."""
     names = [name for name, ways in EXPORTED.items() if "cache" in ways]
     names += [*SIDED, *(f"{MERGED}{name}" for name in SIDED)]
-    names += [f"{RATIO}{name}" for name in ("llama", "qwen3", "mixtral")]
+    names += [f"{RATIO}{name}" for name in ("llama", "qwen3")]
     parser = argparse.ArgumentParser(description="Resized exports of Optimum, loaded by it again.")
     parser.add_argument("names", nargs="*", default=names)
     parser.add_argument("--budget", default="params=75%")
