@@ -1,6 +1,7 @@
 """What comes between: parameters that are frozen, replaced or swapped, states, other amounts."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -44,6 +45,33 @@ def test_an_optimizer_that_maximizes_moves_scales_as_one_that_minimizes(name: st
         ways.append(torch.cat([s.parameter.detach() for s in reg.scales]))
     torch.testing.assert_close(ways[0], ways[1], rtol=1e-4, atol=1e-6)
     assert float((ways[0] - ways[0].mean()).abs().max()) > 1e-2
+
+
+def test_parameters_in_no_optimizer_are_told() -> None:
+    net, reg = made()
+    rest = [parameter for name, parameter in net.named_parameters() if name != "4.weight"]
+    with pytest.warns(MorphWarning, match=r"1 of 3 .* in no optimizer, such as '4\.weight'"):
+        mg.Budget(reg, {"flops": "50%"}, STEPS).attach(OPTIMIZERS["SGD"](rest))
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_loss_of_ones_own_that_shrinks_scales_is_told(*, another: bool) -> None:
+    """The cost falls far below what the penalty would take; without that loss nothing is said."""
+    net, reg = made()
+    optimizer = OPTIMIZERS["SGD"](net.parameters())
+    mg.Budget(reg, {"flops": "50%"}, STEPS).attach(optimizer)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MorphWarning)
+        for step in range(STEPS // 3):
+            images, labels = batch(step)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(images), labels)
+            if another:
+                loss = loss + sum(source.parameter.abs().sum() for source in reg.scales)
+            loss.backward()
+            optimizer.step()
+    said = [str(each.message) for each in caught if "far below the reference" in str(each.message)]
+    assert len(said) == another
 
 
 def test_a_step_by_hand_beside_an_attached_one_does_not_count() -> None:
